@@ -1,0 +1,143 @@
+"""The engines, and what a failure of the database is called in the log."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool, QueuePool
+
+import driver
+from database_url import Postgres, Sqlite, parse
+
+#: Connections that the requests of one worker may hold at once; with the background one, three per worker.
+REQUEST_CONNECTIONS = 2
+
+_WORDS = {
+    "28000": "authentication",
+    "28P01": "authentication",
+    "53300": "too many connections",
+    "25006": "read only",
+    "57014": "timeout",
+    "55P03": "timeout",
+    "57P03": "refused",
+}
+_NO_ANSWER = ("connection lost", "refused", "name not resolved", "tls", "authentication", "too many connections")
+_SCHEMA_STATES = ("42P01", "42703", "3F000")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, in words that hold no user, password, parameter or text of the driver."""
+
+    word: str
+    sqlstate: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.word} ({self.sqlstate})" if self.sqlstate else self.word
+
+    @property
+    def of_schema(self) -> bool:
+        """Whether a table or column that this code needs is missing."""
+        return self.word == "schema"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection it happened on is over (SQLSTATE classes 08 and 57P, or no answer at all)."""
+        return self.word in _NO_ANSWER or (self.sqlstate or "").startswith(("08", "57P"))
+
+
+def background_engine(url: Callable[[], str], *, timeout_seconds: float) -> Engine:
+    """An engine for the background thread, which keeps one connection. Every statement commits by itself."""
+    return _engine(url, timeout_seconds, poolclass=NullPool)
+
+
+def request_engine(url: Callable[[], str], *, timeout_seconds: float) -> Engine:
+    """An engine for requests and commands: at most two connections, and a wait for one of them that ends."""
+    return _engine(
+        url,
+        timeout_seconds,
+        poolclass=QueuePool,
+        pool_size=REQUEST_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=timeout_seconds,
+        pool_pre_ping=True,
+    )
+
+
+def label(url: str) -> str:
+    """host:port/database of `url`, for the log."""
+    return parse(url).label
+
+
+def failure(error: BaseException) -> Failure:
+    """The name of what `error` means."""
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, driver.ConnectError):
+        return Failure(cause.word)
+    if isinstance(cause, sqlite3.Error):
+        return Failure(_sqlite_word(cause))
+    if isinstance(cause, TimeoutError):
+        return Failure("timeout")
+    state = driver.sqlstate(cause)
+    if state in _SCHEMA_STATES:
+        return Failure("schema", state)
+    return Failure(_WORDS.get(state or "", "other"), state)
+
+
+def _sqlite_word(error: sqlite3.Error) -> str:
+    text = str(error)
+    if "no such table" in text or "no such column" in text:
+        return "schema"
+    if "locked" in text or "busy" in text:
+        return "timeout"
+    if "readonly" in text:
+        return "read only"
+    return "refused" if "unable to open" in text else "other"
+
+
+def _engine(url: Callable[[], str], timeout_seconds: float, **options: Any) -> Engine:
+    # Which of the two it is may not change while the process lives; where it is may (a rotated password file).
+    target = parse(url())
+    if isinstance(target, Postgres):
+        return create_engine(
+            "postgresql+pg8000://",
+            creator=driver.Connector(lambda: _postgres(url()), timeout_seconds=timeout_seconds),
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+            **options,
+        )
+    return _sqlite_engine(target, timeout_seconds, options)
+
+
+def _postgres(url: str) -> Postgres:
+    target = parse(url)
+    if not isinstance(target, Postgres):
+        raise driver.ConnectError("other")
+    return target
+
+
+def _sqlite_engine(target: Sqlite, timeout_seconds: float, options: dict[str, Any]) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{target.path}",
+        isolation_level="AUTOCOMMIT",
+        # One thread at a time uses a connection, but not always the one that opened it (abandoned attempts).
+        connect_args={"timeout": 0.8 * timeout_seconds, "check_same_thread": False},
+        hide_parameters=True,
+        **options,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def make_folder(dialect: Any, record: Any, args: Any, kwargs: Any) -> None:
+        target.path.parent.mkdir(parents=True, exist_ok=True)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    return engine

@@ -1,0 +1,100 @@
+"""The issuer's side: keys and licenses made with them. Needs no database."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from .errors import EntitlementsError
+from .license import VERSION
+
+
+def generate(private_file: Path, public_file: Path) -> str:
+    """Make a key pair: the private key (PEM) in a file of mode 600, the public JWK set beside it. Its key id.
+
+    Raises EntitlementsError where one of the files is there already: a lost key cannot be had back.
+    """
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    if public_file.exists():
+        raise EntitlementsError(f"{public_file} exists; choose another name or move it away")
+    try:
+        descriptor = os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise EntitlementsError(f"{private_file} exists; choose another name or move it away") from None
+    except OSError as error:
+        raise EntitlementsError(f"{private_file} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+    public = jwk(key.public_key())
+    public_file.write_text(json.dumps({"keys": [public]}, indent=2) + "\n", encoding="utf-8")
+    return str(public["kid"])
+
+
+def load(file: Path) -> Ed25519PrivateKey:
+    """The private key in `file`; raises EntitlementsError."""
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    except OSError as error:
+        raise EntitlementsError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise EntitlementsError(f"{file} holds no private key that `license keygen` made") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise EntitlementsError(f"{file} holds a key that is not Ed25519; make one with `license keygen`")
+    return key
+
+
+def jwk(key: Ed25519PublicKey) -> dict[str, str]:
+    """The key as a JWK, its id the thumbprint of RFC 7638."""
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    required = {"crv": "Ed25519", "kty": "OKP", "x": _base64(raw)}
+    thumbprint = hashlib.sha256(json.dumps(required, separators=(",", ":"), sort_keys=True).encode()).digest()
+    return {**required, "kid": _base64(thumbprint), "use": "sig", "alg": "EdDSA"}
+
+
+def issue(
+    key: Ed25519PrivateKey,
+    *,
+    now: int,
+    not_before: int,
+    license_expires: int,
+    expires: int,
+    account_type: str,
+    account_id: str,
+    features: Mapping[str, int],
+    subject: str | None = None,
+    trial: bool = False,
+    deployment_ids: Sequence[str] = (),
+) -> str:
+    """A signed license. Instants are whole seconds since 1970."""
+    claims: dict[str, Any] = {
+        "version": VERSION,
+        "jti": str(uuid.uuid4()),
+        "iat": now,
+        "nbf": not_before,
+        "license_expires": license_expires,
+        "exp": expires,
+        "account_type": account_type,
+        "account_id": account_id,
+        "features": dict(features),
+        "trial": trial,
+    }
+    if subject is not None:
+        claims["sub"] = subject
+    if deployment_ids:
+        claims["deployment_ids"] = list(deployment_ids)
+    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": jwk(key.public_key())["kid"]})
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,86 @@
+"""/healthz and /readyz."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from flask import Blueprint, Response, request
+
+from .checks import Check, Measured, Remark, first_failure, public
+
+_TEXT = "text/plain; charset=utf-8"
+
+
+def blueprint(
+    *,
+    ready: Mapping[str, Check] | None = None,
+    measured: Mapping[str, Check] | None = None,
+    start: Callable[[], None] = lambda: None,
+    interval_seconds: float = 1.0,
+    timeout_seconds: float = 5.0,
+) -> Blueprint:
+    """Liveness and readiness routes of one app.
+
+    `ready`: checks that may take their time; each is called in a thread of its own every `interval_seconds`, and has
+    failed after `timeout_seconds`. `measured`: checks that only read memory, asked at each request, before the others.
+    `start`: called by each readiness request first, for an app whose server has no hook to start its own threads.
+    """
+    checks: dict[str, Check] = dict(measured or {})
+    for name, check in (ready or {}).items():
+        if name in checks or not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"check {name!r}: takes a name of its own, of letters, digits, - and _")
+        checks[name] = Measured(name, check, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
+    routes = Blueprint("readygate_health", __name__)
+
+    @routes.get("/healthz")
+    def healthz() -> Response:
+        # If this answers at all, the process is alive. It must touch nothing that could block or fail: an
+        # orchestrator restarts what fails here, and a restart cures no database and no license.
+        return _text("OK", 200)
+
+    @routes.get("/readyz")
+    def readyz() -> Response:
+        start()
+        asked = checks
+        if request.query_string:
+            excluded = request.args.getlist("exclude")
+            if any(name not in checks for name in excluded):
+                return _text(f"unknown check; there are: {', '.join(checks)}", 400)
+            asked = {name: check for name, check in checks.items() if name not in excluded}
+            if "verbose" in request.args:
+                return _verbose(asked)
+        reason = first_failure(asked)
+        return _text("OK", 200) if reason is None else _text(reason, 503)
+
+    @routes.get("/readyz/<name>")
+    def readyz_check(name: str) -> Response:
+        start()
+        if name not in checks:
+            return _text(f"unknown check; there are: {', '.join(checks)}", 404)
+        reason = first_failure({name: checks[name]})
+        return _text("OK", 200) if reason is None else _text(reason, 503)
+
+    return routes
+
+
+def _verbose(checks: Mapping[str, Check]) -> Response:
+    """One line a check, in the form of Kubernetes' own API server."""
+    lines, passed = [], True
+    for name, check in checks.items():
+        reason = check()
+        if reason is None:
+            lines.append(f"[+]{name} ok")
+        elif isinstance(reason, Remark):
+            lines += [f"[+]{name} ok", f"[!]{name} warning: {reason}"]
+        else:
+            passed = False
+            shown = public(name, reason)
+            lines.append(f"[-]{name} failed: " + ("reason withheld" if shown is not reason else shown))
+    lines.append("readyz check passed" if passed else "readyz check failed")
+    return _text("\n".join(lines) + "\n", 200 if passed else 503)
+
+
+def _text(body: str, status: int) -> Response:
+    response = Response(body, status, content_type=_TEXT)
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,115 @@
+"""Checks: functions that say what is wrong, and threads that call the slow ones in the background."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+_log = logging.getLogger("readygate.health")
+
+#: Returns None when all is well, else what is wrong: for the log, never for the anonymous caller.
+Check: TypeAlias = Callable[[], str | None]
+
+
+class Public(str):
+    """A reason that anybody may read: /readyz answers with it as it stands."""
+
+    __slots__ = ()
+
+
+class Remark(str):
+    """No failure, but worth a line for those who ask with ?verbose."""
+
+    __slots__ = ()
+
+
+class Measured:
+    """A check that runs in a thread of its own, once every `interval_seconds`; reading its last result costs nothing.
+
+    A check that hangs past `timeout_seconds` has failed, and goes on hanging alone: it is not called again meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        check: Check,
+        *,
+        interval_seconds: float = 1.0,
+        timeout_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._check = name, check
+        self._interval_seconds, self._timeout_seconds = interval_seconds, timeout_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._process: int | None = None
+        self._first = threading.Event()
+        self._stop = threading.Event()
+        self._called_at = clock()
+        self._calling = False
+        self._result: str | None = None
+        self._logged: str | None = None
+
+    def __call__(self) -> str | None:
+        """What the last call found, None where all was well; waits for nothing once there was a first result."""
+        if self._process != os.getpid():
+            self._start()
+        if self._calling and self._clock() - self._called_at > self._timeout_seconds:
+            self._tell("exceeded its timeout")
+            return f"exceeded its timeout of {self._timeout_seconds:g} s"
+        return self._result if self._first.is_set() else "has no result yet"
+
+    def stop(self) -> None:
+        """Let the thread end after the call that is under way."""
+        self._stop.set()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._process == os.getpid():
+                return
+            self._first.clear()
+            self._called_at = self._clock()
+            threading.Thread(target=self._run, name=f"readygate-check-{self._name}", daemon=True).start()
+            self._process = os.getpid()
+        # Only the request that found no thread waits, and not for long.
+        self._first.wait(0.5)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._called_at, self._calling = self._clock(), True
+            try:
+                result = self._check()
+            except Exception as error:  # noqa: BLE001  # a check that raises has failed, whatever it raised
+                result = f"raised {type(error).__name__}"
+            self._result, self._calling = result, False
+            self._first.set()
+            self._tell(result)
+            self._stop.wait(self._interval_seconds)
+
+    def _tell(self, result: str | None) -> None:
+        """One line when the result changes."""
+        if result == self._logged:
+            return
+        self._logged = result
+        if result is None:
+            _log.info("check %s: ok again", self._name)
+        else:
+            _log.warning("check %s failed: %s", self._name, result)
+
+
+def first_failure(checks: Mapping[str, Check]) -> str | None:
+    """What /readyz answers for the first check that fails, in their order; None where none does."""
+    for name, check in checks.items():
+        reason = check()
+        if reason is not None and not isinstance(reason, Remark):
+            return public(name, reason)
+    return None
+
+
+def public(name: str, reason: str) -> str:
+    """What of `reason` anybody may read."""
+    return reason if isinstance(reason, Public) else f"{name} failed"

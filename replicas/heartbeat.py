@@ -1,0 +1,116 @@
+"""The background thread of a worker: a ping every second, a sync every heartbeat."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+
+_log = logging.getLogger("readygate.replicas")
+_PING_SECONDS = 1.0
+#: How soon after a failed sync, or at an instant of change, the next one comes at the earliest.
+_SOON_SECONDS = 0.05
+_JOIN_SECONDS = 2.0
+
+
+class Heartbeat:
+    """Calls `ping` and `sync` at their times. Nothing that they raise ends it."""
+
+    def __init__(
+        self,
+        *,
+        ping: Callable[[], bool],
+        sync: Callable[[], float | None],
+        heartbeat_seconds: float,
+        describe: Callable[[Exception], str] = repr,
+        orphaned: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        early: Callable[[], float] = random.random,
+    ) -> None:
+        """`ping`: whether the database answers. `sync`: seconds until its outcome may change by itself, or None.
+
+        `describe`: an error of `sync` in words fit for the log. `early`: from 0 to 1, how much of the tenth of a
+        heartbeat to come early, so that a fleet does not beat in step.
+        """
+        self._ping, self._sync, self._describe = ping, sync, describe
+        self._heartbeat_seconds = heartbeat_seconds
+        self._orphaned = orphaned
+        self._clock, self._early = clock, early
+        self._next_ping = self._next_sync = float("-inf")
+        self._answers = False
+        self._trouble: str | None = None
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._process: int | None = None
+        self._starting = threading.Lock()
+        self.failures = 0
+
+    def start(self) -> bool:
+        """Start the thread, unless one runs in this process; whether it did. After a fork there is none yet."""
+        if self._process == os.getpid():
+            return False
+        with self._starting:
+            if self._process == os.getpid():
+                return False
+            self._stopping = False
+            self._thread = threading.Thread(target=self._run, name="readygate-heartbeat", daemon=True)
+            self._thread.start()
+            self._process = os.getpid()
+            return True
+
+    def stop(self) -> None:
+        """Ask the thread to end, and wait for that for at most two seconds: it may be waiting for the database."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None and self._process == os.getpid():
+            self._thread.join(_JOIN_SECONDS)
+
+    def soon(self) -> None:
+        """Sync now rather than at the next heartbeat."""
+        self._next_sync = float("-inf")
+        self._wake.set()
+
+    def step(self) -> float:
+        """Do what is due; seconds until something is due again."""
+        now = self._clock()
+        if now >= self._next_ping:
+            self._next_ping = now + _PING_SECONDS
+            self._answers = self._ping()
+        if self._answers and now >= self._next_sync:
+            self._sync_once(now)
+        due = min(self._next_ping, self._next_sync) if self._answers else self._next_ping
+        return max(_SOON_SECONDS, due - self._clock())
+
+    def _sync_once(self, started: float) -> None:
+        try:
+            change = self._sync()
+        except Exception as error:  # noqa: BLE001  # no failed sync ends the loop: readiness tells of it meanwhile
+            self.failures += 1
+            self._tell(self._describe(error))
+            self._next_sync = started + min(_PING_SECONDS, self._heartbeat_seconds)
+            return
+        self._tell(None)
+        pause = self._heartbeat_seconds * (1 - 0.1 * self._early())
+        if change is not None:
+            pause = min(pause, max(_SOON_SECONDS, change))
+        self._next_sync = started + pause
+
+    def _tell(self, trouble: str | None) -> None:
+        """One line when syncs begin to fail, or fail otherwise, and one when they succeed again."""
+        if trouble == self._trouble:
+            return
+        if trouble is not None:
+            _log.warning("heartbeat failed: %s", trouble)
+        else:
+            _log.info("heartbeat succeeds again")
+        self._trouble = trouble
+
+    def _run(self) -> None:
+        while not self._stopping and not self._orphaned():
+            pause = self.step()
+            self._wake.wait(pause)
+            self._wake.clear()

@@ -1,0 +1,68 @@
+"""How long this worker may go on believing what its last sync read of its own place."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from .registry import Facts
+
+#: A verdict counts for two thirds of stale_after: it ends before any peer may write this replica off, also where the
+#: local clock is 10 % slow and the database's 10 % fast (spec, section 4).
+LEASE_SHARE = 2 / 3
+#: Local time that has passed is taken for a quarter more, so that a slow local clock never outlives an instant.
+HASTE = 1.25
+
+
+class Lease:
+    """The last facts of one worker, and what follows from their age. Written by its thread, read by any."""
+
+    def __init__(
+        self,
+        *,
+        stale_after_seconds: float,
+        replaceable: Callable[[], bool] = lambda: False,
+        parent: Callable[[], int] = os.getppid,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`replaceable`: whether another replica could take this one's place once it is taken for dead.
+
+        Only then does a lost heartbeat take it out; otherwise an outage would empty the load balancer for nothing.
+        """
+        self._seconds = stale_after_seconds * LEASE_SHARE
+        self._replaceable = replaceable
+        self._getppid = parent
+        self._parent: int | None = None
+        self._clock = clock
+        self.facts: Facts | None = None
+
+    def follow_parent(self, process: int) -> None:
+        """From now on, count as an orphan once the parent process is another than `process`."""
+        self._parent = process
+
+    def orphaned(self) -> bool:
+        """Whether the server's master is gone: then nothing says any more that this worker should serve."""
+        return self._parent is not None and self._getppid() != self._parent
+
+    def renew(self, facts: Facts) -> None:
+        """Believe `facts` until they are too old."""
+        self.facts = facts
+
+    def lost(self) -> bool:
+        """Whether the last facts are older than they may be."""
+        return self.facts is not None and self._clock() - self.facts.touched_local >= self._seconds
+
+    def reason(self) -> str | None:
+        """Why this replica may not serve, as /readyz says it, or None."""
+        if self.facts is None:
+            return "starting"
+        if self.orphaned() or (self._replaceable() and self.lost()):
+            return "heartbeat lost"
+        return "draining" if self._draining(self.facts) else None
+
+    def _draining(self, facts: Facts) -> bool:
+        if facts.me.draining_at is None:
+            return False
+        passed = (self._clock() - facts.read_local) * HASTE
+        return facts.now + round(passed * 1_000_000) >= facts.me.draining_at
