@@ -71,7 +71,7 @@ def _db(wiring: Wiring) -> click.Group:
 
     @group.command()
     def upgrade() -> None:
-        r"""Bring the schema to this release.
+        """Bring the schema to this release.
 
         \b
         Example:
@@ -91,7 +91,7 @@ def _status(wiring: Wiring, connect: Callable[[], Any]) -> click.Command:
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     @click.pass_context
     def status(context: click.Context, url: str, as_json: bool) -> None:
-        r"""What the replica on this host says of itself, and what the shared database says of all.
+        """What the replica on this host says of itself, and what the shared database says of all.
 
         Exit status 0: the replica is ready. 1: it is not, or does not answer.
 

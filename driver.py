@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,8 @@ class BoundedConnection(pg8000.dbapi.Connection):  # type: ignore[misc]  # pg800
     def close(self) -> None:
         """Say goodbye and close, whether or not the server listens."""
         self._stream.deadline = Deadline(1.0)
-        try:
+        with suppress(ConnectError):  # It was lost already; the socket is closed all the same.
             super().close()
-        except ConnectError:
-            pass  # It was lost already; the socket is closed all the same.
 
     def _bounded(self, operation: Callable[[], Context]) -> Context:
         self._stream.deadline = Deadline(self._timeout_seconds)
@@ -214,10 +213,8 @@ class Connector:
         found: list[tuple[Any, ...]] = []
 
         def resolve() -> None:
-            try:
+            with suppress(OSError):  # Nothing found is what the caller needs to know.
                 found.extend(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
-            except OSError:
-                pass  # Nothing found is what the caller needs to know.
 
         thread = threading.Thread(target=resolve, name="readygate-resolve", daemon=True)
         self._resolving = thread

@@ -60,7 +60,7 @@ def commands(
     @group.command()
     @click.option("--out", type=click.Path(path_type=Path), default="license-key.pem", show_default=True)
     def keygen(out: Path) -> None:
-        r"""Make a key pair: the private key, and the public JWK set beside it.
+        """Make a key pair: the private key, and the public JWK set beside it.
 
         \b
         Example:
@@ -95,7 +95,7 @@ def commands(
         trial: bool,
         deployment_ids: Sequence[str],
     ) -> None:
-        r"""Sign a license and print it.
+        """Sign a license and print it.
 
         \b
         Example:
@@ -127,7 +127,7 @@ def commands(
     @click.argument("file", type=click.File("r", encoding="utf-8", errors="replace"))
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     def add(file: Any, as_json: bool) -> None:
-        r"""Store the license in FILE (- for standard input); it counts on every replica within a heartbeat.
+        """Store the license in FILE (- for standard input); it counts on every replica within a heartbeat.
 
         \b
         Example:
@@ -141,7 +141,7 @@ def commands(
     @group.command("list")
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     def list_(as_json: bool) -> None:
-        r"""Show the stored licenses.
+        """Show the stored licenses.
 
         \b
         Example:
@@ -154,7 +154,7 @@ def commands(
     @group.command()
     @click.argument("license_id", metavar="ID", type=int)
     def remove(license_id: int) -> None:
-        r"""Delete a license by the id that `license list` shows; what it granted ends within a heartbeat.
+        """Delete a license by the id that `license list` shows; what it granted ends within a heartbeat.
 
         \b
         Example:

@@ -27,7 +27,7 @@ def commands(
     @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
     def list_(limit: int, as_json: bool) -> None:
-        r"""Show the active replicas, longest-serving first.
+        """Show the active replicas, longest-serving first.
 
         \b
         Example:
