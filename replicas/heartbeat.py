@@ -43,24 +43,30 @@ class Heartbeat:
         self._answers = False
         self._trouble: str | None = None
         self._wake = threading.Event()
+        self._first = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._process: int | None = None
         self._starting = threading.Lock()
         self.failures = 0
 
-    def start(self) -> bool:
-        """Start the thread, unless one runs in this process; whether it did. After a fork there is none yet."""
+    def start(self, *, wait_seconds: float = 0.5) -> None:
+        """Start the thread, unless one runs in this process (after a fork there is none yet).
+
+        Who starts it waits for its first outcome, good or bad, for at most `wait_seconds`: a worker that is recycled
+        while all is well then never answers that it is starting.
+        """
         if self._process == os.getpid():
-            return False
+            return
         with self._starting:
             if self._process == os.getpid():
-                return False
+                return
             self._stopping = False
+            self._first.clear()
             self._thread = threading.Thread(target=self._run, name="readygate-heartbeat", daemon=True)
             self._thread.start()
             self._process = os.getpid()
-            return True
+        self._first.wait(wait_seconds)
 
     def stop(self) -> None:
         """Ask the thread to end, and wait for that for at most two seconds: it may be waiting for the database."""
@@ -112,5 +118,6 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._stopping and not self._orphaned():
             pause = self.step()
+            self._first.set()
             self._wake.wait(pause)
             self._wake.clear()
