@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 
@@ -24,6 +25,9 @@ from version import VERSION
 #: How long a migration may take, each statement of it and each wait for another replica's.
 _MIGRATION_SECONDS = 600.0
 _SWEEP_SECONDS = 3600.0
+#: How soon to look again for a schema that is being made, by this replica or another.
+_SCHEMA_SECONDS = 0.2
+_log = logging.getLogger("readygate")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -118,8 +122,8 @@ class Replica:
         return None if reason is None else health.Public(reason)
 
     def _sync(self, connection: Connection) -> float | None:
-        if not self._schema_usable:
-            self._require_schema(connection)
+        if not self._schema_usable and not self._has_schema(connection):
+            return _SCHEMA_SECONDS
         try:
             self._judge(connection)
             self._sweep(connection)
@@ -141,15 +145,19 @@ class Replica:
         self.entitlements.update(stored, facts, read_local=facts.read_local)
         self.lease.renew(facts)
 
-    def _require_schema(self, connection: Connection) -> None:
+    def _has_schema(self, connection: Connection) -> bool:
+        """Whether the schema is usable; where it is not, begin to upgrade it, or say once who must."""
         try:
             schema.require(connection)
-        except schema.SchemaOutdatedError:
-            self._schema_usable = False
+        except schema.SchemaOutdatedError as error:
             if self.settings.auto_migrate:
                 self._migrator.start()
-            raise
+            elif self._schema_usable is not False:
+                _log.error("%s", error)
+            self._schema_usable = False
+            return False
         self._schema_usable = True
+        return True
 
     def _sweep(self, connection: Connection) -> None:
         """Once an hour, a batch of the rows that ended over a day ago."""
@@ -160,6 +168,6 @@ class Replica:
 
 def _describe(error: Exception) -> str:
     """An error of a sync in words fit for the log."""
-    if isinstance(error, schema.SchemaOutdatedError | RegistryError):
+    if isinstance(error, RegistryError):
         return str(error)
     return str(database.failure(error))

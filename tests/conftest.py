@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """A new, empty database: the test runs once on each kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def need() -> Callable[[str], str]:
+    """Asks for a program of Debian's packages: its path. Without it CI fails, and everybody else skips aloud."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program)
+        if path is None and os.environ.get("CI"):
+            pytest.fail(f"{program} is missing, and this is CI: .ci/run must install it")
+        return path or pytest.skip(f"{program} is not installed; `apt-get install {program}` to run this")
+
+    return find
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ class Gunicorn:
         self.started = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "gunicorn", *arguments],
+                [*prefix, str(Path(sys.executable).with_name("gunicorn")), *arguments],
                 cwd=ROOT,
                 env={name: value for name, value in environment.items() if value},
                 stdout=log,
@@ -118,10 +118,10 @@ def until(what: Callable[[], bool], *, seconds: float = 20) -> float:
 
 
 def ready(server: Gunicorn) -> bool:
-    """Whether four answers in a row are 200: one alone is one worker's."""
-    return all(server.get() == (200, "OK") for _ in range(4))
+    """Whether a dozen answers in a row are 200: one alone is one worker's."""
+    return all(server.get() == (200, "OK") for _ in range(12))
 
 
 def answers(server: Gunicorn, body: str) -> bool:
-    """Whether four answers in a row are 503 with `body`."""
-    return all(server.get() == (503, body) for _ in range(4))
+    """Whether a dozen answers in a row are 503 with `body`."""
+    return all(server.get() == (503, body) for _ in range(12))
