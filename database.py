@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool, QueuePool
 
 import driver
-from database_url import Postgres, Sqlite, parse
+from database_url import Postgres, Sqlite, UrlError, parse
 
 #: Connections that the requests of one worker may hold at once; with the background one, three per worker.
 REQUEST_CONNECTIONS = 2
@@ -35,10 +36,11 @@ class Failure:
     """What went wrong, in words that hold no user, password, parameter or text of the driver."""
 
     word: str
-    sqlstate: str | None = None
+    #: The server's SQLSTATE, SQLite's name for it, or the variable that is at fault.
+    code: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.word} ({self.sqlstate})" if self.sqlstate else self.word
+        return f"{self.word} ({self.code})" if self.code else self.word
 
     @property
     def of_schema(self) -> bool:
@@ -48,18 +50,25 @@ class Failure:
     @property
     def lost(self) -> bool:
         """Whether the connection it happened on is over (SQLSTATE classes 08 and 57P, or no answer at all)."""
-        return self.word in _NO_ANSWER or (self.sqlstate or "").startswith(("08", "57P"))
+        return self.word in _NO_ANSWER or (self.code or "").startswith(("08", "57P"))
 
 
-def background_engine(url: Callable[[], str], *, timeout_seconds: float) -> Engine:
-    """An engine for the background thread, which keeps one connection. Every statement commits by itself."""
-    return _engine(url, timeout_seconds, poolclass=NullPool)
+def background_engine(
+    url: Callable[[], str], *, timeout_seconds: float, connect_seconds: float | None = None, known: str | None = None
+) -> Engine:
+    """An engine for the background thread, which keeps one connection. Every statement commits by itself.
+
+    `connect_seconds`: how long a connect may take, where that is less than a statement may. `known`: a URL of the
+    same database, where `url` may raise UrlError as yet; None: it is asked.
+    """
+    return _engine(url, known, timeout_seconds, connect_seconds, poolclass=NullPool)
 
 
-def request_engine(url: Callable[[], str], *, timeout_seconds: float) -> Engine:
+def request_engine(url: Callable[[], str], *, timeout_seconds: float, known: str | None = None) -> Engine:
     """An engine for requests and commands: at most two connections, and a wait for one of them that ends."""
     return _engine(
         url,
+        known,
         timeout_seconds,
         poolclass=QueuePool,
         pool_size=REQUEST_CONNECTIONS,
@@ -79,9 +88,13 @@ def failure(error: BaseException) -> Failure:
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, driver.ConnectError):
         return Failure(cause.word)
+    if isinstance(cause, UrlError):
+        return Failure("other", "DATABASE_URL_FILE")
     if isinstance(cause, sqlite3.Error):
-        return Failure(_sqlite_word(cause))
-    if isinstance(cause, TimeoutError):
+        word = _sqlite_word(cause)
+        return Failure(word, getattr(cause, "sqlite_errorname", None) if word == "other" else None)
+    # The second is a wait for one of the pool's connections that was too long.
+    if isinstance(cause, (TimeoutError, exc.TimeoutError)):
         return Failure("timeout")
     state = driver.sqlstate(cause)
     if state in _SCHEMA_STATES:
@@ -100,13 +113,21 @@ def _sqlite_word(error: sqlite3.Error) -> str:
     return "refused" if "unable to open" in text else "other"
 
 
-def _engine(url: Callable[[], str], timeout_seconds: float, **options: Any) -> Engine:
+def _engine(
+    url: Callable[[], str],
+    known: str | None,
+    timeout_seconds: float,
+    connect_seconds: float | None = None,
+    **options: Any,
+) -> Engine:
     # Which of the two it is may not change while the process lives; where it is may (a rotated password file).
-    target = parse(url())
+    target = parse(url() if known is None else known)
     if isinstance(target, Postgres):
         return create_engine(
             "postgresql+pg8000://",
-            creator=driver.Connector(lambda: _postgres(url()), timeout_seconds=timeout_seconds),
+            creator=driver.Connector(
+                lambda: _postgres(url()), timeout_seconds=timeout_seconds, connect_seconds=connect_seconds
+            ),
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
             **options,
@@ -137,7 +158,16 @@ def _sqlite_engine(target: Sqlite, timeout_seconds: float, options: dict[str, An
 
     @event.listens_for(engine, "connect")
     def set_up(connection: Any, record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
+        # Two workers that open a new file together: one of them makes the change, which the file then remembers, and
+        # SQLite refuses the other at once, whatever its timeout.
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "checkin")
+    def close(connection: Any, record: Any) -> None:
+        # A request's connection that was kept would go on with a file that was deleted or replaced, and would keep
+        # SQLite in this process from noticing that a file can be written again. To open one costs next to nothing.
+        record.invalidate()
 
     return engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _PARAMETERS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "connect_timeout", "application_name", "host")
@@ -67,6 +67,11 @@ def parse(url: str) -> Postgres | Sqlite:
         raise UrlError("takes one host; put a proxy or a virtual address in front of several")
     if not parts.username:
         raise UrlError("lacks the user: postgresql://user:password@host/database")
+    if port == 0:
+        raise UrlError("takes a port from 1 to 65535")
+    if "@" in parts.path or parts.fragment:
+        # Half of a password would pass for the database's name, and the log shows that.
+        raise UrlError("takes a password whose / ? # and @ are percent-encoded (%2F %3F %23 %40)")
     return Postgres(
         host=host,
         port=5432 if port is None else port,
@@ -78,9 +83,17 @@ def parse(url: str) -> Postgres | Sqlite:
     )
 
 
+def without_login(target: Postgres | Sqlite) -> str:
+    """A URL that names the same database and holds neither user nor password: fit for an environment."""
+    if isinstance(target, Sqlite):
+        return "sqlite:///" + quote(str(target.path))
+    return f"postgresql://nobody@:{target.port}/{quote(target.database, safe='')}?host={quote(target.host, safe='')}"
+
+
 def _options(query: str) -> dict[str, str]:
     options: dict[str, str] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    # In a path a plus sign is one; only HTML forms mean a space by it.
+    for name, value in parse_qsl(query.replace("+", "%2B"), keep_blank_values=True):
         if name not in _PARAMETERS:
             # A name is no secret, but it could be anything: only what looks like a parameter is repeated.
             shown = name if name.isidentifier() and len(name) <= 40 else "?"
@@ -90,11 +103,15 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _ssl(options: dict[str, str]) -> dict[str, str]:
-    mode = options.setdefault("sslmode", "prefer")
+    system = options.get("sslrootcert") == "system"
+    mode = options.setdefault("sslmode", "verify-full" if system else "prefer")
     if mode not in SSL_MODES:
         raise UrlError(f"sslmode takes {', '.join(SSL_MODES)}")
     if mode in ("verify-ca", "verify-full") and not options.get("sslrootcert"):
-        raise UrlError(f"sslmode={mode} needs sslrootcert, the file with the certificate authority (or: system)")
+        raise UrlError(f"sslmode={mode} needs sslrootcert, the file with the certificate authority")
+    if system and mode != "verify-full":
+        # As in libpq: anybody can have a certificate of some public authority, so only the name tells.
+        raise UrlError("sslrootcert=system takes sslmode=verify-full and no weaker one")
     if ("sslcert" in options) != ("sslkey" in options):
         raise UrlError("sslcert and sslkey belong together: give both or neither")
     return {name: value for name, value in options.items() if value}

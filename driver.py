@@ -73,8 +73,10 @@ class Stream:
                 block = self._sock.recv(65536)
             except TimeoutError:
                 raise ConnectError("timeout") from None
-            except OSError:
-                raise ConnectError("connection lost") from None
+            except OSError as error:
+                # With TLS 1.3 a server refuses a client's certificate only after the handshake.
+                refused = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)
+                raise ConnectError("tls" if refused else "connection lost") from None
             if not block:
                 raise ConnectError("connection lost")
             self._received += block
@@ -146,15 +148,20 @@ class Connector:
     interrupt; until it is back the next attempts fail at once, so that there is never more than one.
     """
 
-    def __init__(self, source: Callable[[], Postgres], *, timeout_seconds: float) -> None:
+    def __init__(
+        self, source: Callable[[], Postgres], *, timeout_seconds: float, connect_seconds: float | None = None
+    ) -> None:
+        """`connect_seconds`: how long a connect may take, where that is less than a statement may."""
         self._source = source
         self._timeout_seconds = timeout_seconds
+        self._connect_seconds = timeout_seconds if connect_seconds is None else connect_seconds
+        self._turn = threading.Lock()
         self._resolving: threading.Thread | None = None
 
     def __call__(self) -> BoundedConnection:
         """A connection; raises ConnectError, or pg8000's error for what the server said."""
         target = self._source()
-        seconds = min(self._timeout_seconds, target.connect_timeout or self._timeout_seconds)
+        seconds = min(self._connect_seconds, target.connect_timeout or self._connect_seconds)
         deadline = Deadline(seconds)
         ways = _WAYS[target.sslmode]
         for last, tls in ((way is ways[-1], way) for way in ways):
@@ -177,12 +184,15 @@ class Connector:
                 Stream(sock, deadline),
                 self._timeout_seconds,
                 user=target.user,
-                password=target.password,
+                # Where one is asked for and there is none, the server refuses an empty one in its own words.
+                password=target.password or "",
                 database=target.database,
                 application_name=target.application_name,
             )
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, Exception) and not isinstance(error, pg8000.dbapi.Error):
+                raise ConnectError("other") from None  # What answered there does not speak PostgreSQL.
             raise
 
     def _connect(self, target: Postgres, deadline: Deadline) -> socket.socket:
@@ -208,12 +218,22 @@ class Connector:
         if target.host.startswith("/"):
             path = f"{target.host}/.s.PGSQL.{target.port}"
             return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", path)]
+        # Requests may connect together: who comes second waits its turn.
+        if not self._turn.acquire(timeout=deadline.left()):
+            raise ConnectError("name not resolved")
+        try:
+            return self._resolve(target, deadline)
+        finally:
+            self._turn.release()
+
+    def _resolve(self, target: Postgres, deadline: Deadline) -> list[tuple[Any, ...]]:
         if self._resolving is not None and self._resolving.is_alive():
             raise ConnectError("name not resolved")
         found: list[tuple[Any, ...]] = []
 
         def resolve() -> None:
-            with suppress(OSError):  # Nothing found is what the caller needs to know.
+            # Nothing found is what the caller needs to know; a name that cannot be one is a UnicodeError.
+            with suppress(OSError, UnicodeError):
                 found.extend(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
 
         thread = threading.Thread(target=resolve, name="readygate-resolve", daemon=True)
@@ -247,8 +267,9 @@ def _wrap(sock: socket.socket, target: Postgres, deadline: Deadline) -> ssl.SSLS
         context = _context(target)
         sock.settimeout(deadline.left())
         sock.sendall(_SSL_REQUEST)
-        if sock.recv(1) != b"S":
-            raise ConnectError("tls")
+        answer = sock.recv(1)
+        if answer != b"S":
+            raise ConnectError("tls" if answer else "connection lost")
         sock.settimeout(deadline.left())
         return context.wrap_socket(sock, server_hostname=target.host)
     except TimeoutError:

@@ -18,10 +18,13 @@ def leave() -> None:
     try:
         current = settings.read()
         engine = database.background_engine(
-            current.current_database_url, timeout_seconds=current.database_timeout_seconds
+            current.current_database_url,
+            timeout_seconds=current.database_timeout_seconds,
+            known=current.database_url,
         )
         registry = Registry(replica_id=gunicorn.replica_id, hostname=platform.node(), version=VERSION)
         with engine.connect() as connection:
             registry.leave(connection)
+        _log.info("replica %s: stopped; its place is free", registry.id)
     except Exception as error:  # noqa: BLE001  # the exit goes on, whatever the database does
         _log.warning("leaving failed: %s; the replica counts until it is stale", database.failure(error))

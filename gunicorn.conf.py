@@ -13,15 +13,19 @@ os.chdir(Path(__file__).parent)
 
 import settings
 
-_CHECKED = "READYGATE_CHECKED"
+_CHECKED = settings.CHECKED
 if os.environ.get(_CHECKED) != str(os.getpid()):
     os.environ.pop(settings.PINNED_KEYS, None)
+    os.environ.pop(settings.PINNED_DATABASE, None)
+    os.environ.pop(_CHECKED, None)
     try:
         _settings = settings.read(os.environ)
     except settings.SettingsError as error:
         raise SystemExit(str(error)) from None
     if _settings.license_keys is not None:
         os.environ[settings.PINNED_KEYS] = _settings.license_keys
+    if _settings.database_url_file is not None:
+        os.environ[settings.PINNED_DATABASE] = _settings.database_without_login()
     os.environ[_CHECKED] = str(os.getpid())
 
 wsgi_app = "app:create_app()"
@@ -36,6 +40,8 @@ graceful_timeout = 30
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # gunicorn would make one in the home directory, which may be read-only, and nobody here listens to it.
 control_socket_disable = True
+# JSON where READYGATE_LOG says so, and no probes in the access log, which is off unless gunicorn is told otherwise.
+logger_class = "server_logs.Logger"
 
 
 def on_starting(server):

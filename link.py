@@ -124,6 +124,9 @@ class Link:
             self._note(why)
         else:
             # The server answered, if only to refuse this statement.
+            if why.word == "read only":
+                # Another connection may write: the name leads to the primary by now, or the file's mode was mended.
+                self.close()
             self.measurement = replace(self.measurement, waiting_since=None, answered_at=self._clock())
 
     def _note(self, why: Failure | None) -> bool:

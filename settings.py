@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 #: Set by gunicorn.conf.py: the key set as it was when the start was checked. Public keys, nothing secret.
 PINNED_KEYS = "READYGATE_LICENSE_KEYS_CHECKED"
+#: Set by gunicorn.conf.py where the URL stands in a file: which database it was, without user and password.
+PINNED_DATABASE = "READYGATE_DATABASE_CHECKED"
+#: Set by gunicorn.conf.py once a start was checked: files that turn bad later stop no worker.
+CHECKED = "READYGATE_CHECKED"
+#: Every variable of ours, so that a misspelt one is not taken for one that was left out.
+VARIABLES = (
+    "READYGATE_ADMIN_TOKEN",
+    "READYGATE_ADMIN_TOKEN_FILE",
+    "READYGATE_AUTO_MIGRATE",
+    "READYGATE_DATABASE_TIMEOUT_SECONDS",
+    "READYGATE_EXCLUDE",
+    "READYGATE_HEARTBEAT_SECONDS",
+    "READYGATE_LICENSE_FILE",
+    "READYGATE_LICENSE_KEYS",
+    "READYGATE_LOG",
+    "READYGATE_LOG_PROBES",
+    "READYGATE_METRICS",
+    "READYGATE_REPLICA_GRACE_SECONDS",
+    "READYGATE_REPLICA_ID",
+    "READYGATE_STALE_AFTER_SECONDS",
+)
 MAX_KEYS_BYTES = 64 * 1024
+_ADMIN_TOKEN = re.compile(r"[\x21-\x7e]{32,1024}")
 _DEFAULT_DATABASE = Path(__file__).parent / "instance" / "readygate.db"
 
 
@@ -23,6 +47,7 @@ class SettingsError(ValueError):
 class Settings:
     """Everything the environment says. Durations are seconds."""
 
+    #: As the start read it; without its user and password in a worker whose file has turned bad since.
     database_url: str = field(repr=False)
     #: None: DATABASE_URL holds it. Otherwise the file is read again at each connect (rotated passwords).
     database_url_file: Path | None = None
@@ -35,24 +60,41 @@ class Settings:
     #: The key set (RFC 7517, JSON) as the start read it; None: no license verifies.
     license_keys: str | None = None
     license_files: tuple[Path, ...] = ()
+    admin_token: str | None = field(default=None, repr=False)
+    #: None: admin_token holds it, if there is one. Otherwise the file is read again at each use (rotated tokens).
+    admin_token_file: Path | None = None
     auto_migrate: bool = True
+    #: Who may look at /metrics: who has a token, anybody (public), or nobody (off).
+    metrics: str = "token"
     log: str = "text"
+    #: Whether the access log, where there is one, shows probes and scrapes as well.
+    log_probes: bool = False
     port: int = 8000
     workers: int = 2
 
     def current_database_url(self) -> str:
-        """The URL as it is now. Raises OSError when its file cannot be read."""
-        if self.database_url_file is None:
-            return self.database_url
-        return self.database_url_file.read_text(encoding="utf-8").strip()
+        """The URL as it is now. Raises database_url.UrlError when its file is no good."""
+        return self.database_url if self.database_url_file is None else _url_in(self.database_url_file)
+
+    def database_without_login(self) -> str:
+        """Which database it is, for those who need not enter."""
+        from database_url import parse, without_login
+
+        return without_login(parse(self.database_url))
+
+    def current_admin_token(self) -> str | None:
+        """The admin token as it is now; None: there is none. Raises SettingsError when its file is no good."""
+        return self.admin_token if self.admin_token_file is None else _token_in(self.admin_token_file)
 
 
 def read(environ: Mapping[str, str] = os.environ) -> Settings:
     """Settings from `environ`; raises SettingsError at the first wrong variable.
 
     With PINNED_KEYS in `environ` (a worker of a master that checked the start), a key file that has since turned
-    bad raises nothing: the pinned keys stand, and the background thread says so in the log.
+    bad raises nothing: the pinned keys stand, and the background thread says so in the log. Likewise PINNED_DATABASE:
+    each connect reads the file again, and fails for as long as it is bad.
     """
+    _refuse_typos(environ)
     url, url_file = _database(environ)
     heartbeat = _seconds(environ, "READYGATE_HEARTBEAT_SECONDS", 5.0, least=0.05, most=3600)
     stale = _seconds(environ, "READYGATE_STALE_AFTER_SECONDS", 3 * heartbeat, least=0.15, most=86400)
@@ -73,11 +115,24 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         license_keys_file=keys_file,
         license_keys=_keys(environ, keys_file),
         license_files=_license_files(environ),
+        **_admin_token(environ),
         auto_migrate=_choice(environ, "READYGATE_AUTO_MIGRATE", "1", ("0", "1")) == "1",
+        metrics=_choice(environ, "READYGATE_METRICS", "token", ("token", "public", "off")),
         log=_choice(environ, "READYGATE_LOG", "text", ("text", "json")),
+        log_probes=_choice(environ, "READYGATE_LOG_PROBES", "0", ("0", "1")) == "1",
         port=_whole(environ, "PORT", 8000, least=1, most=65535),
         workers=_whole(environ, "WEB_CONCURRENCY", 2, least=1, most=512),
     )
+
+
+def _refuse_typos(environ: Mapping[str, str]) -> None:
+    # Only what is close to a name of ours: Kubernetes gives every pod READYGATE_SERVICE_HOST and the like where a
+    # Service is called readygate.
+    for name in sorted(environ):
+        if name.startswith("READYGATE_") and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)
+            if near and not name.endswith("_CHECKED"):
+                raise SettingsError(f"{name}: there is no such variable; did you mean {near[0]}?")
 
 
 def _database(environ: Mapping[str, str]) -> tuple[str, Path | None]:
@@ -94,17 +149,32 @@ def _database(environ: Mapping[str, str]) -> tuple[str, Path | None]:
                 "own; set it to postgresql://user:password@host/database, or DATABASE_URL_FILE to a file that holds it"
             )
         return "sqlite:///" + quote(str(_DEFAULT_DATABASE)), None
-    name = "DATABASE_URL_FILE" if file else "DATABASE_URL"
-    if file:
-        try:
-            given = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            raise SettingsError("DATABASE_URL_FILE: takes a readable text file that holds one database URL") from None
     try:
-        parse(given)
+        if file is None:
+            parse(given)
+            return given, None
+        return _url_in(file), file
     except UrlError as error:
-        raise SettingsError(f"{name}: {error}") from None
-    return given, file
+        if file is None:
+            raise SettingsError(f"DATABASE_URL: {error}") from None
+        if environ.get(CHECKED) and environ.get(PINNED_DATABASE):
+            # A secret that is being rotated, or a volume that is away: each connect looks again.
+            return environ[PINNED_DATABASE], file
+        raise SettingsError(str(error)) from None
+
+
+def _url_in(file: Path) -> str:
+    from database_url import UrlError, parse
+
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise UrlError("DATABASE_URL_FILE: takes a readable text file that holds one database URL") from None
+    try:
+        parse(text)
+    except UrlError as error:
+        raise UrlError(f"DATABASE_URL_FILE: {error}") from None
+    return text
 
 
 def _keys(environ: Mapping[str, str], file: Path | None) -> str | None:
@@ -127,6 +197,34 @@ def _keys(environ: Mapping[str, str], file: Path | None) -> str | None:
     return text
 
 
+def _admin_token(environ: Mapping[str, str]) -> dict[str, Any]:
+    given, file = environ.get("READYGATE_ADMIN_TOKEN"), _path(environ, "READYGATE_ADMIN_TOKEN_FILE")
+    if given and file:
+        raise SettingsError("READYGATE_ADMIN_TOKEN and READYGATE_ADMIN_TOKEN_FILE: set one of them, not both")
+    if given and not _ADMIN_TOKEN.fullmatch(given):
+        raise SettingsError(
+            "READYGATE_ADMIN_TOKEN: takes 32 to 1024 printable ASCII characters without spaces, such as "
+            "`openssl rand -hex 32` prints"
+        )
+    if file is not None and not environ.get(CHECKED):
+        _token_in(file)
+    return {"admin_token": given or None, "admin_token_file": file}
+
+
+def _token_in(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(2048).strip()
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    if not _ADMIN_TOKEN.fullmatch(text):
+        raise SettingsError(
+            "READYGATE_ADMIN_TOKEN_FILE: takes a readable file that holds 32 to 1024 printable ASCII characters "
+            "without spaces"
+        )
+    return text
+
+
 def _license_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     return tuple(Path(part) for part in environ.get("READYGATE_LICENSE_FILE", "").split(os.pathsep) if part)
 
@@ -139,8 +237,8 @@ def _seconds(environ: Mapping[str, str], name: str, default: float, *, least: fl
     text = environ.get(name, "")
     if not text:
         return default
-    # Plain decimals only: float() would take nan, inf and 1e9 as well.
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text) or not least <= float(text) <= most:
+    # Plain decimals only: float() would take nan, inf, 1e9 and the digits of every script as well.
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
         raise SettingsError(f"{name}: takes seconds from {least:g} to {most:g}, such as {default:g}")
     return float(text)
 
@@ -149,7 +247,7 @@ def _whole(environ: Mapping[str, str], name: str, default: int, *, least: int, m
     text = environ.get(name, "")
     if not text:
         return default
-    if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise SettingsError(f"{name}: takes a whole number from {least} to {most}, such as {default}")
     return int(text)
 
