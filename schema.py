@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.engine import Connection, Engine
@@ -13,10 +15,12 @@ from database import failure
 _log = logging.getLogger("readygate.schema")
 #: Major version and number. A release runs on any schema of its major version that is not older than its own:
 #: within a major version migrations only add.
-REVISION = "1_0001"
+REVISION = "1_0002"
 VERSION_TABLE = "readygate_alembic_version"
 #: Transaction-level advisory lock of migrations: "rdyg" and a number.
 _MIGRATION_LOCK = 0x72647967_00000002
+#: How soon after a failed upgrade the next one may begin.
+_AGAIN_SECONDS = 5.0
 _FOLDER = Path(__file__).parent / "migrations"
 
 
@@ -56,11 +60,12 @@ def upgrade(engine: Engine) -> None:
     """Bring the schema to this release's revision; does nothing where it is usable already.
 
     All of it is one transaction, under a lock: who comes second waits, for as long as the engine's statements may take,
-    and finds it done.
+    and finds it done. Raises SchemaOutdatedError where no migration leads from the schema to this release.
     """
     # Alembic takes a fifth of a second to import, and only those who migrate need it.
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config(attributes={})
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
@@ -74,6 +79,9 @@ def upgrade(engine: Engine) -> None:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
             connection.exec_driver_sql("COMMIT")
+        except CommandError:
+            connection.exec_driver_sql("ROLLBACK")
+            raise SchemaOutdatedError("the schema is of another major version; run a release that knows it") from None
         except BaseException:
             connection.exec_driver_sql("ROLLBACK")
             raise
@@ -89,21 +97,29 @@ def _settled(connection: Connection) -> bool:
 class Migrator:
     """Upgrades the schema in a thread of its own, so that the pings go on meanwhile."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
+        self._clock = clock
         self._thread: threading.Thread | None = None
+        self._not_before = float("-inf")
+        self._trouble: str | None = None
 
     def start(self) -> None:
-        """Begin an upgrade, unless one is under way."""
-        if self._thread is None or not self._thread.is_alive():
+        """Begin an upgrade, unless one is under way or failed a moment ago."""
+        if self._clock() >= self._not_before and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._run, name="readygate-migrate", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
         try:
             upgrade(self._engine)
+            self._trouble = None
             _log.info("schema: at revision %s", REVISION)
-        except Exception as error:  # noqa: BLE001  # the next heartbeat tries again, and readiness tells of it
-            _log.warning("schema: upgrade failed: %s", failure(error))
+        except Exception as error:  # noqa: BLE001  # a later heartbeat tries again, and readiness tells of it
+            self._not_before = self._clock() + _AGAIN_SECONDS
+            trouble = str(error if isinstance(error, SchemaOutdatedError) else failure(error))
+            if trouble != self._trouble:
+                _log.warning("schema: upgrade failed: %s", trouble)
+            self._trouble = trouble
         finally:
             self._engine.dispose()

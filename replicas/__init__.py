@@ -1,17 +1,44 @@
 """Replicas of a service, registered in a table they share, with heartbeats by the database's clock.
 
-One server (a gunicorn master with all its workers) is one replica. Its workers call `Registry.sync` once a heartbeat:
-it touches the row, or joins the line anew where the row is gone, and reads the facts that decide over this replica.
-A `Lease` says how long those facts may be believed, and `Heartbeat` is the thread that keeps them fresh.
+One server (a gunicorn master with all its workers) is one replica. In an app with an SQLAlchemy engine:
 
-    registry = Registry(replica_id=gunicorn.replica_id, hostname="web-1", version="2.4")
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        facts = registry.sync(connection, limit=None)
+    from readygate import health, replicas
+    from readygate.replicas import gunicorn
+
+    membership = replicas.Membership(engine, replica_id=gunicorn.replica_id, version="2.4")
+    app.extensions["readygate"] = membership     # where the gunicorn hooks find it, see replicas.gunicorn
+    checks = health.disclosed(database=membership.database_reason, replica=membership.reason)
+    app.register_blueprint(health.blueprint(measured=checks, start=membership.start))
+
+`blueprint` shows the fleet at `/api/v2/replicas`; who may look is the app's to say:
+
+    app.register_blueprint(replicas.blueprint(membership.registry, connect=membership.connect, guard=guard))
+
+Underneath, `Registry.sync` is called once a heartbeat: it touches the row, or joins the line anew where the row is
+gone, and reads the facts that decide over this replica. A `Lease` says how long those facts may be believed, and
+`Heartbeat` is the thread that keeps them fresh. The table is in `metadata`, for the app's own migrations.
 """
 
+from .blueprint import Guard, blueprint
 from .heartbeat import Heartbeat
 from .lease import HASTE, Lease
-from .registry import Facts, Registry, RegistryError, Replica
+from .membership import Judge, Membership
+from .registry import DrainEnded, Facts, Registry, RegistryError, Replica, ReplicaNotFound
 from .schema import metadata
 
-__all__ = ["HASTE", "Facts", "Heartbeat", "Lease", "Registry", "RegistryError", "Replica", "metadata"]
+__all__ = [
+    "HASTE",
+    "DrainEnded",
+    "Facts",
+    "Guard",
+    "Heartbeat",
+    "Judge",
+    "Lease",
+    "Membership",
+    "Registry",
+    "RegistryError",
+    "Replica",
+    "ReplicaNotFound",
+    "blueprint",
+    "metadata",
+]

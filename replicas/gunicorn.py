@@ -1,17 +1,30 @@
 """Hooks for a gunicorn configuration: one identity per master, one background thread per worker, one farewell.
 
-Import them into gunicorn.conf.py by name. A host with hooks of its own calls these from them.
+The gunicorn.conf.py of an app that keeps its Membership in `app.extensions["readygate"]` needs this line:
+
+    from readygate.replicas.gunicorn import on_exit, on_starting, post_worker_init, pre_exec
+
+Where it is kept elsewhere, `starter` and `leaver` make the two hooks that look for it. A configuration with hooks
+of its own calls these from them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+from .membership import Membership
+from .registry import RegistryError
+
 #: How the identity reaches the workers. Set by the master before the fork and never taken from outside.
 VARIABLE = "READYGATE_REPLICA_ID"
+#: How long the farewell may delay the master's exit, the app's import included.
+_LEAVE_SECONDS = 10.0
+_log = logging.getLogger("readygate.replicas")
 
 
 def on_starting(server: Any) -> None:
@@ -25,14 +38,55 @@ def pre_exec(server: Any) -> None:
 
 
 def replica_id() -> str:
-    """The identity of this server. Where no master made one (`flask run`), the process makes its own."""
+    """The identity of this server. Where no master made one (`flask run`), the process makes its own.
+
+    Raises RegistryError under a gunicorn without the hook on_starting: each worker would be a replica.
+    """
+    if VARIABLE not in os.environ and os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/"):
+        raise RegistryError("each worker would be a replica: gunicorn.conf.py lacks on_starting of replicas.gunicorn")
     return os.environ.setdefault(VARIABLE, str(uuid.uuid4()))
 
 
-def starter(start: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A post_worker_init hook that hands the worker's WSGI application to `start`."""
+def extension(app: Any) -> Membership:
+    """The membership of a Flask app, where the hooks look for it unless told otherwise."""
+    found: Membership = app.extensions["readygate"]
+    return found
+
+
+def starter(find: Callable[[Any], Membership]) -> Callable[[Any], None]:
+    """A post_worker_init hook. `find`: given the worker's WSGI application, the membership to start."""
 
     def post_worker_init(worker: Any) -> None:
-        start(worker.wsgi)
+        try:
+            membership = find(worker.wsgi)
+        except Exception:  # noqa: BLE001  # whatever the app does there
+            # It may have been good until a SIGHUP, and a hook that raises ends the whole server.
+            _log.exception("no membership to start; the first probe may do it")
+            return
+        membership.lease.follow_parent(worker.ppid)
+        membership.start()
 
     return post_worker_init
+
+
+def leaver(find: Callable[[Any], Membership]) -> Callable[[Any], None]:
+    """An on_exit hook. `find` as for `starter`: the master loads the application for it, unless it is preloaded."""
+
+    def leave(server: Any) -> None:
+        try:
+            find(server.app.wsgi()).leave()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # the exit goes on, whatever the app does
+            _log.warning("leaving failed: %s; the replica counts until it is stale", type(error).__name__)
+
+    def on_exit(server: Any) -> None:
+        thread = threading.Thread(target=leave, args=(server,), name="readygate-farewell", daemon=True)
+        thread.start()
+        thread.join(_LEAVE_SECONDS)
+
+    return on_exit
+
+
+#: In each worker, after the fork: start the thread that pings, beats and judges.
+post_worker_init = starter(extension)
+#: In the master, once its workers are gone: leave, so that the others need not wait for this one to go stale.
+on_exit = leaver(extension)

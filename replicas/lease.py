@@ -55,9 +55,12 @@ class Lease:
 
     def reason(self) -> str | None:
         """Why this replica may not serve, as /readyz says it, or None."""
+        if self.orphaned():
+            # Also before the first sync: none will follow.
+            return "heartbeat lost"
         if self.facts is None:
             return "starting"
-        if self.orphaned() or (self._replaceable() and self.lost()):
+        if self._replaceable() and self.lost():
             return "heartbeat lost"
         return "draining" if self._draining(self.facts) else None
 

@@ -19,14 +19,26 @@ _CLOCKS = {
 _JOIN_LOCK = 0x72647967_00000001
 _DAY = 86_400_000_000
 _BATCH = 1000
+#: How often one sync joins, touches again or writes down what it saw, before it judges by what it has.
+_ATTEMPTS = 4
 #: A third of the row's own stale_after is the longest heartbeat it may have: dated further ahead, it is stale too.
 _STALE = "(updated_at < {now} - stale_after OR updated_at > {now} + stale_after / 3)"
-_COLUMNS = "id, hostname, version, created_at, started_at, updated_at, stopped_at, draining_at, stale_after, grace"
-_COLUMNS += ", exclude, database_latency"
+#: Rows that have a place in the line, as the indexes know them: others never come between a query and its rows.
+_COUNTS = "stopped_at IS NULL AND drained_at IS NULL"
+_COLUMNS = "id, hostname, version, created_at, started_at, updated_at, stopped_at, draining_at, drained_at, stale_after"
+_COLUMNS += ", grace, exclude, database_latency"
 
 
 class RegistryError(Exception):
     """The registry cannot do what was asked; the message says why."""
+
+
+class ReplicaNotFound(RegistryError):
+    """No replica that has not stopped has this id."""
+
+
+class DrainEnded(RegistryError):
+    """The appointment has passed: the place is given up, and others may have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,10 @@ class Replica:
     started_at: int
     updated_at: int
     stopped_at: int | None
+    #: The instant at which it gives up its place; None: it keeps it.
     draining_at: int | None
+    #: When somebody wrote down that it gave up its place; until then it counts.
+    drained_at: int | None
     stale_after: int
     grace: int
     exclude: str
@@ -102,27 +117,32 @@ class Registry:
         self._monotonic = monotonic
         #: The first join of this server, so that a row that vanished comes back with its own age.
         self._started_at: int | None = None
+        #: How old it was at its last sync: a clock that steps back makes nobody younger, nor gives a new grace.
+        self._age = 0
 
     @property
     def id(self) -> str:
         """This replica's UUID. Raises RegistryError when it is none."""
-        text = self._replica_id() if callable(self._replica_id) else self._replica_id
-        try:
-            return str(UUID(text))
-        except ValueError:
-            raise RegistryError("replica_id is no UUID; make one with uuid.uuid4() once per server") from None
+        known = _uuid(self._replica_id() if callable(self._replica_id) else self._replica_id)
+        if known is None:
+            raise RegistryError("replica_id is no UUID; make one with uuid.uuid4() once per server")
+        return known
 
-    def beat(self, connection: Connection, *, latency_seconds: float | None = None) -> None:
-        """Touch this replica's row, if a touch is due and it still stands in the line: one statement decides it."""
+    def beat(self, connection: Connection, *, latency_seconds: float | None = None) -> bool:
+        """Touch this replica's row, if a touch is due and it still stands in the line: one statement decides it.
+
+        Whether it wrote.
+        """
         now = self._now(connection)
         latency = "NULL" if latency_seconds is None else str(_micro(latency_seconds))
-        connection.exec_driver_sql(
+        touched = connection.exec_driver_sql(
             f"UPDATE readygate_replicas SET updated_at = {now}, database_latency = {latency}"
             f" WHERE id = '{self.id}' AND stopped_at IS NULL AND NOT {_STALE.format(now=now)}"
             # Any worker of the server may touch; one of them every half heartbeat is enough. A row that a stepped
             # clock left in the future is due at once.
             f" AND (updated_at <= {now} - {self._heartbeat // 2} OR updated_at > {now})"
         )
+        return touched.rowcount > 0
 
     def join(self, connection: Connection) -> None:
         """Take a place at the end of the line, unless this replica stands in it already.
@@ -130,17 +150,20 @@ class Registry:
         Joins take turns under a lock, so that no later join can get an earlier place.
         """
         now = self._now(connection)
-        place = "SELECT created_at FROM readygate_replicas WHERE stopped_at IS NULL ORDER BY created_at DESC LIMIT 1"
-        started = "n" if self._started_at is None else str(self._started_at)
-        greatest = "greatest" if connection.dialect.name == "postgresql" else "max"
+        place = f"SELECT created_at FROM readygate_replicas WHERE {_COUNTS} ORDER BY created_at DESC LIMIT 1"
+        greatest, least = ("greatest", "least") if connection.dialect.name == "postgresql" else ("max", "min")
+        # Nobody started after it joined, whatever its clock was before: `_read` relies on it.
+        first = "n" if self._started_at is None else str(self._started_at)
+        started = f"{least}({first}, n - {self._age})"
         insert = (
             f"INSERT INTO readygate_replicas AS r ({_COLUMNS}) SELECT '{self.id}', {_quoted(self._hostname, 255)},"
-            f" {_quoted(self._version, 100)}, {greatest}(n, coalesce(({place}), 0) + 1), {started}, n,"
-            f" CAST(NULL AS bigint), CAST(NULL AS bigint), {self._stale_after}, {self._grace},"
+            f" {_quoted(self._version, 100)}, {greatest}(n, coalesce(({place}), 0) + 1), {started}, n, CAST(NULL AS"
+            f" bigint), CAST(NULL AS bigint), CAST(NULL AS bigint), {self._stale_after}, {self._grace},"
             f" {_quoted(self._exclude, 20)}, CAST(NULL AS bigint) FROM (SELECT {now} AS n) AS clock WHERE true"
             " ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, updated_at = excluded.updated_at,"
-            " stopped_at = NULL WHERE r.stopped_at IS NOT NULL OR"
-            f" r.updated_at < {now} - r.stale_after OR r.updated_at > {now} + r.stale_after / 3"
+            f" started_at = {least}(r.started_at, excluded.started_at), stopped_at = NULL"
+            f" WHERE r.stopped_at IS NOT NULL OR r.updated_at < {now} - r.stale_after"
+            f" OR r.updated_at > {now} + r.stale_after / 3"
         )
         if connection.dialect.name == "postgresql":
             # One message, hence one transaction, which no pause of this process can leave half done.
@@ -155,18 +178,21 @@ class Registry:
         `limit`: how many replicas may serve; None: any number. Raises RegistryError where no place could be had.
         """
         touched = self._monotonic()
-        self.beat(connection, latency_seconds=latency_seconds)
-        for _ in range(3):
+        wrote = self.beat(connection, latency_seconds=latency_seconds)
+        for _ in range(_ATTEMPTS):
             facts = self._read(connection, limit, touched)
             if facts is None:
                 self.join(connection)
-                continue
-            if any(row.stale for row in facts.members) and self._bury(connection):
-                continue
-            break
-        if facts is None:
+            elif not wrote and facts.now - facts.me.updated_at > self._heartbeat // 2:
+                # The touch was refused, and yet the row is not stale: one that was sent long ago has only now been
+                # committed. What peers hold against this replica is older than `touched`, so it is touched again.
+                touched = self._monotonic()
+                wrote = self.beat(connection, latency_seconds=latency_seconds)
+            elif not self._settle(connection, facts):
+                break
+        if facts is None or (not wrote and facts.now - facts.me.updated_at > self._heartbeat // 2):
             raise RegistryError("no place in the line: the row vanishes as fast as it is written")
-        self._started_at = facts.me.started_at
+        self._started_at, self._age = facts.me.started_at, max(0, facts.now - facts.me.started_at)
         return facts
 
     def leave(self, connection: Connection) -> None:
@@ -175,6 +201,44 @@ class Registry:
         connection.exec_driver_sql(
             f"UPDATE readygate_replicas SET stopped_at = {now} WHERE id = '{self.id}' AND stopped_at IS NULL"
         )
+
+    def drain(self, connection: Connection, replica_id: str, *, now: bool = False) -> Replica:
+        """Have a replica give up its place once every worker of every replica knows, or is out; `now`: at once.
+
+        That is its own stale_after from now. A second drain never postpones the first. Raises ReplicaNotFound.
+        """
+        at = f"{self._now(connection)}" if now else f"{self._now(connection)} + stale_after"
+        least = "least" if connection.dialect.name == "postgresql" else "min"
+        changed = self._change(connection, replica_id, f"draining_at = {least}(coalesce(draining_at, {at}), {at})")
+        return changed or self._standing(connection, replica_id)
+
+    def undrain(self, connection: Connection, replica_id: str) -> Replica:
+        """Take a drain back, before its instant. Raises ReplicaNotFound, and DrainEnded where it is too late."""
+        before = f"drained_at IS NULL AND (draining_at IS NULL OR draining_at > {self._now(connection)})"
+        changed = self._change(connection, replica_id, "draining_at = NULL", before)
+        if changed is None:
+            self._standing(connection, replica_id)
+            raise DrainEnded("it has given up its place already; restart it to have another")
+        return changed
+
+    def _change(self, connection: Connection, replica_id: str, what: str, only: str = "true") -> Replica | None:
+        if (known := _uuid(replica_id)) is None:
+            return None
+        row = connection.exec_driver_sql(
+            f"UPDATE readygate_replicas SET {what} WHERE id = '{known}' AND stopped_at IS NULL AND {only}"
+            f" RETURNING {_COLUMNS}, false AS stale"
+        ).one_or_none()
+        return None if row is None else _replica(row._mapping)
+
+    def _standing(self, connection: Connection, replica_id: str) -> Replica:
+        """The row of a replica that has not stopped."""
+        known = _uuid(replica_id)
+        row = connection.exec_driver_sql(
+            f"SELECT {_COLUMNS}, false AS stale FROM readygate_replicas WHERE id = '{known}' AND stopped_at IS NULL"
+        ).one_or_none()
+        if row is None:
+            raise ReplicaNotFound("no running replica has this id; `replicas list` shows them")
+        return _replica(row._mapping)
 
     def sweep(self, connection: Connection) -> int:
         """Delete rows that stopped, or beat last, over a day ago; at most a batch. How many it deleted."""
@@ -189,33 +253,50 @@ class Registry:
         instant: int = connection.exec_driver_sql(f"SELECT {self._now(connection)}").scalar_one()
         return instant
 
-    def active(self, connection: Connection, *, count: int) -> Sequence[Replica]:
-        """The first `count` active replicas of the line."""
+    def active(self, connection: Connection, *, count: int, after: tuple[int, str] | None = None) -> Sequence[Replica]:
+        """The first `count` active replicas of the line, or of what comes after the place (created_at, id) `after`."""
         now = self._now(connection)
+        behind = "true"
+        if after is not None:
+            behind = f"(created_at > {after[0]} OR (created_at = {after[0]} AND id > {_quoted(after[1], 36)}))"
         rows = connection.exec_driver_sql(
             f"WITH clock(now) AS (SELECT {now}) SELECT {_COLUMNS}, false AS stale FROM readygate_replicas, clock"
-            f" WHERE stopped_at IS NULL AND NOT {_STALE.format(now='clock.now')} ORDER BY created_at, id LIMIT {count}"
+            f" WHERE stopped_at IS NULL AND NOT {_STALE.format(now='clock.now')} AND {behind}"
+            f" ORDER BY created_at, id LIMIT {count}"
         )
         return [_replica(row._mapping) for row in rows]
+
+    def count_aged(self, connection: Connection) -> int:
+        """How many aged replicas there are."""
+        number: int = connection.exec_driver_sql(f"SELECT count(*) {self._aged(connection)}").scalar_one()
+        return number
+
+    def last_allowed(self, connection: Connection, *, allowed: int | None) -> tuple[int, str] | None:
+        """The place (created_at, id) behind which the surplus stands; None where there is no violation."""
+        if allowed is None:
+            return None
+        rows = connection.exec_driver_sql(
+            f"SELECT created_at, id {self._aged(connection)} ORDER BY created_at, id LIMIT 2 OFFSET {allowed - 1}"
+        ).all()
+        return (rows[0].created_at, rows[0].id) if len(rows) == 2 else None
+
+    def _aged(self, connection: Connection) -> str:
+        return (
+            f"FROM readygate_replicas, (SELECT {self._now(connection)} AS now) AS clock WHERE {_COUNTS}"
+            f" AND NOT {_STALE.format(now='clock.now')} AND started_at + grace <= clock.now"
+        )
 
     def _read(self, connection: Connection, limit: int | None, touched: float) -> Facts | None:
         """The facts, or None where this replica has no place in the line."""
         sent = self._monotonic()
         now, mine = "(SELECT now FROM clock)", self.id
-        aged, counts = f"started_at + grace <= {now}", f"(draining_at IS NULL OR draining_at > {now})"
         parts = [f"SELECT r.* FROM readygate_replicas AS r WHERE id = '{mine}'"]
+        few = ""
         if limit is not None:
-            line = "SELECT r.* FROM readygate_replicas AS r WHERE stopped_at IS NULL AND"
-            own = f"(SELECT created_at FROM readygate_replicas WHERE id = '{mine}')"
-            first, soon = "ORDER BY created_at, id", "ORDER BY started_at + grace"
-            ahead = f"(created_at < {own} OR (created_at = {own} AND id < '{mine}'))"
-            parts += [
-                f"SELECT * FROM ({line} {aged} AND {counts} {first} LIMIT {limit + 1}) AS a",
-                f"SELECT * FROM ({line} NOT ({aged}) AND {counts} {soon} LIMIT {limit + 1}) AS b",
-                f"SELECT * FROM ({line} NOT ({aged}) AND {counts} AND {ahead} {soon} LIMIT {limit + 1}) AS c",
-            ]
+            few, of_the_line = _line(mine, now, limit + 1)
+            parts += of_the_line
         rows = connection.exec_driver_sql(
-            f"WITH clock(now) AS (SELECT {self._now(connection)}) SELECT {_COLUMNS},"
+            f"WITH clock(now) AS (SELECT {self._now(connection)}){few} SELECT {_COLUMNS},"
             f" {_STALE.format(now=now)} AS stale, {now} AS now FROM ({' UNION '.join(parts)}) AS facts"
         ).all()
         members = {row.id: _replica(row._mapping) for row in rows}
@@ -225,22 +306,66 @@ class Registry:
         others = tuple(members.values()) if limit is not None else ()
         return Facts(now=rows[0].now, touched_local=touched, read_local=sent, me=me, limit=limit, members=others)
 
-    def _bury(self, connection: Connection) -> int:
-        """Write down the death of stale rows, a batch at most, but those that somebody is just touching."""
-        now = self._now(connection)
-        stale = f"stopped_at IS NULL AND {_STALE.format(now=now)}"
+    def _settle(self, connection: Connection, facts: Facts) -> bool:
+        """Write down the deaths and the ended appointments among the facts; whether anything was written.
+
+        What is not written has not happened: a touch, or an undrain, that began before may still commit.
+        """
+        now, written = self._now(connection), 0
+        if any(row.stale for row in facts.members):
+            written += self._write(connection, f"stopped_at = {now}", _STALE.format(now=now))
+        if any(row.draining_at is not None and row.draining_at <= facts.now for row in facts.members):
+            passed = f"drained_at IS NULL AND draining_at <= {now}"
+            written += self._write(connection, f"drained_at = {now}", passed)
+        return written > 0
+
+    def _write(self, connection: Connection, what: str, where: str) -> int:
+        """Change the rows `where`, a batch at most, but those that somebody else is just changing."""
+        rows = f"stopped_at IS NULL AND {where}"
         return connection.exec_driver_sql(
-            f"UPDATE readygate_replicas SET stopped_at = {now} WHERE {stale} AND id IN (SELECT id FROM"
-            f" readygate_replicas WHERE {stale} ORDER BY created_at, id LIMIT {_BATCH}{_skip_locked(connection)})"
+            f"UPDATE readygate_replicas SET {what} WHERE {rows} AND id IN (SELECT id FROM readygate_replicas"
+            f" WHERE {rows} ORDER BY created_at, id LIMIT {_BATCH}{_skip_locked(connection)})"
         ).rowcount
 
     def _now(self, connection: Connection) -> str:
         return self._clocks[connection.dialect.name]
 
 
+def _line(mine: str, now: str, most: int) -> tuple[str, list[str]]:
+    """The queries for those that count and decide: at most `most` rows each, however many stand in the line.
+
+    None of them may pass over rows that it does not want, and an index knows one order only: the line, or the ends of
+    graces. So the second is asked whether a few have aged, before the first is searched for them.
+    """
+    line = f"SELECT r.* FROM readygate_replicas AS r WHERE {_COUNTS} AND"
+    aged, soon = f"started_at + grace <= {now}", "ORDER BY started_at + grace"
+    few = f", few AS MATERIALIZED ({line} {aged} {soon} LIMIT {most})"
+    number = "(SELECT count(*) FROM few)"
+    own = f"(SELECT created_at FROM readygate_replicas WHERE id = '{mine}')"
+    ahead = f"(created_at < {own} OR (created_at = {own} AND id < '{mine}'))"
+    # Who stands ahead had started by then, so that its grace ends by this instant.
+    longest = f"(SELECT grace FROM readygate_replicas WHERE {_COUNTS} ORDER BY grace DESC LIMIT 1)"
+    return few, [
+        # Fewer have aged than would decide, as when a fleet starts: these are all, though the line is long.
+        f"SELECT * FROM few WHERE {number} < {most}",
+        f"SELECT * FROM ({line} {aged} AND {number} = {most} ORDER BY created_at, id LIMIT {most}) AS a",
+        f"SELECT * FROM ({line} started_at + grace > {now} {soon} LIMIT {most}) AS b",
+        f"SELECT * FROM ({line} started_at + grace > {now} AND started_at + grace <= {own} + {longest} AND {ahead}"
+        f" {soon} LIMIT {most}) AS c",
+    ]
+
+
 def _replica(row: object) -> Replica:
     values = {name: row[name] for name in Replica.__dataclass_fields__}  # type: ignore[index]
     return Replica(**{**values, "stale": bool(values["stale"])})
+
+
+def _uuid(text: str) -> str | None:
+    """`text` as the table writes it, or None where it is no UUID."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return None
 
 
 def _skip_locked(connection: Connection) -> str:

@@ -22,24 +22,27 @@ replicas = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("stopped_at", BigInteger),
     Column("draining_at", BigInteger),
+    Column("drained_at", BigInteger),
     Column("stale_after", BigInteger, nullable=False),
     Column("grace", BigInteger, nullable=False),
     Column("exclude", String(20), nullable=False),
     Column("database_latency", BigInteger),
 )
-_STANDING = text("stopped_at IS NULL")
-#: The line of those that have not stopped, and the order in which their graces end.
+#: Those that have given up their places are left out: a query for the first of the line passes over none of them.
+_COUNTS = text("stopped_at IS NULL AND drained_at IS NULL")
+#: The line of those that count, the order in which their graces end, and the longest of these.
 Index(
     "readygate_replicas_line",
     replicas.c.created_at,
     replicas.c.id,
-    postgresql_where=_STANDING,
-    sqlite_where=_STANDING,
+    postgresql_where=_COUNTS,
+    sqlite_where=_COUNTS,
 )
 Index(
     "readygate_replicas_aging",
     text("(started_at + grace)"),
-    postgresql_where=_STANDING,
-    sqlite_where=_STANDING,
+    postgresql_where=_COUNTS,
+    sqlite_where=_COUNTS,
     _table=replicas,
 )
+Index("readygate_replicas_grace", replicas.c.grace, postgresql_where=_COUNTS, sqlite_where=_COUNTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 import database
 import schema
-from replicas import Facts, Registry, RegistryError
+from replicas import DrainEnded, Facts, Registry, RegistryError, ReplicaNotFound
 
 
 @pytest.fixture
@@ -69,6 +70,22 @@ def test_a_row_that_vanished_joins_with_the_age_of_its_server(connection: Connec
     facts = sync(registry, connection)
     assert facts.me.started_at == started
     assert ids(facts) == [other.id, registry.id]
+
+
+def test_a_clock_that_steps_back_gives_nobody_a_new_grace(connection: Connection) -> None:
+    registry, other = a_registry(grace_seconds=60), a_registry(grace_seconds=60)
+    for each in (registry, other):
+        sync(each, connection)
+        move(connection, each, "started_at", -100)
+        sync(each, connection)
+    # To the clock after its step, all of this lies ahead.
+    for each in (registry, other):
+        for column in ("created_at", "started_at", "updated_at"):
+            move(connection, each, column, 3600)
+    assert ids(sync(registry, connection)) == [registry.id]
+    facts = sync(other, connection)
+    assert ids(facts) == [registry.id, other.id]
+    assert all(row.aged_at <= facts.now for row in facts.members)
 
 
 def test_a_stale_row_joins_at_the_end_of_the_line(connection: Connection) -> None:
@@ -174,8 +191,111 @@ def test_a_drained_replica_is_counted_no_more(connection: Connection) -> None:
     registry, drained = a_registry(), a_registry()
     sync(drained, connection)
     sync(registry, connection)
-    connection.exec_driver_sql(f"UPDATE readygate_replicas SET draining_at = 1 WHERE id = '{drained.id}'")
+    drained.drain(connection, drained.id, now=True)
     assert ids(sync(registry, connection)) == [registry.id]
+
+
+def test_a_drain_is_an_appointment_in_the_row_s_own_stale_after(connection: Connection) -> None:
+    registry, peer = a_registry(stale_after_seconds=42), a_registry()
+    sync(registry, connection)
+    before = registry.now(connection)
+    row = peer.drain(connection, registry.id)
+    assert row.draining_at is not None
+    assert 0 <= row.draining_at - before - 42_000_000 < 5_000_000
+    assert ids(sync(peer, connection)) == [registry.id, peer.id]
+
+
+def test_a_second_drain_never_postpones_the_first(connection: Connection) -> None:
+    registry = a_registry()
+    sync(registry, connection)
+    first = registry.drain(connection, registry.id).draining_at
+    assert first is not None
+    move(connection, registry, "draining_at", -5)
+    assert registry.drain(connection, registry.id).draining_at == first - 5_000_000
+    at_once = registry.drain(connection, registry.id, now=True).draining_at
+    assert at_once is not None
+    assert at_once < first - 5_000_000
+    assert registry.drain(connection, registry.id).draining_at == at_once
+
+
+def test_undrain_takes_a_drain_back_before_its_instant_only(connection: Connection) -> None:
+    registry = a_registry()
+    sync(registry, connection)
+    registry.drain(connection, registry.id)
+    assert registry.undrain(connection, registry.id).draining_at is None
+    assert registry.undrain(connection, registry.id).draining_at is None
+    registry.drain(connection, registry.id, now=True)
+    with pytest.raises(DrainEnded):
+        registry.undrain(connection, registry.id)
+
+
+def test_a_place_is_given_up_in_writing_and_then_for_good(connection: Connection) -> None:
+    registry, peer = a_registry(), a_registry()
+    sync(registry, connection)
+    sync(peer, connection)
+    registry.drain(connection, registry.id, now=True)
+    assert ids(sync(peer, connection)) == [peer.id]
+    assert sync(registry, connection).me.drained_at is not None
+    move(connection, registry, "draining_at", 3600)
+    with pytest.raises(DrainEnded):
+        registry.undrain(connection, registry.id)
+
+
+def test_an_undrain_that_has_not_committed_yet_keeps_its_replica_counted(postgres_url: str) -> None:
+    engine = database.background_engine(lambda: postgres_url, timeout_seconds=5)
+    schema.upgrade(engine)
+    registry, peer = a_registry(), a_registry()
+    with engine.connect() as connection, engine.connect() as other:
+        sync(registry, connection)
+        sync(peer, connection)
+        registry.drain(connection, registry.id)
+        move(connection, registry, "draining_at", -14.5)
+        other.exec_driver_sql("BEGIN")
+        registry.undrain(other, registry.id)
+        time.sleep(0.6)  # The appointment passes, by the database's clock, before the undrain commits.
+        assert ids(sync(peer, connection)) == [registry.id, peer.id]
+        other.exec_driver_sql("COMMIT")
+        assert ids(sync(peer, connection)) == [registry.id, peer.id]
+
+
+def test_a_touch_that_commits_late_is_followed_by_another_before_it_is_believed(postgres_url: str) -> None:
+    engine = database.background_engine(lambda: postgres_url, timeout_seconds=5)
+    schema.upgrade(engine)
+    registry = a_registry()
+    with engine.connect() as connection, engine.connect() as other:
+        sync(registry, connection)
+        move(connection, registry, "updated_at", -16)
+        other.exec_driver_sql("BEGIN")
+        move(other, registry, "updated_at", 6)  # Evaluated ten seconds ago, in a transaction that hung until now.
+        late = threading.Timer(0.5, other.exec_driver_sql, ["COMMIT"])
+        late.start()
+        facts = sync(registry, connection)
+        late.join()
+    # It joined in vain: the row stands again. Its lease is counted from this sync, so its heartbeat must be, too.
+    assert facts.now - facts.me.updated_at < 1_000_000
+
+
+def test_a_replica_that_stopped_or_never_was_cannot_be_drained(connection: Connection) -> None:
+    registry = a_registry()
+    sync(registry, connection)
+    registry.leave(connection)
+    for unknown in (registry.id, str(uuid.uuid4()), "x'; DROP TABLE readygate_replicas; --", ""):
+        with pytest.raises(ReplicaNotFound):
+            registry.drain(connection, unknown)
+        with pytest.raises(ReplicaNotFound):
+            registry.undrain(connection, unknown)
+
+
+def test_a_drained_replica_that_was_taken_for_dead_stays_drained(connection: Connection) -> None:
+    registry, peer = a_registry(), a_registry()
+    sync(registry, connection)
+    sync(peer, connection)
+    registry.drain(connection, registry.id, now=True)
+    move(connection, registry, "updated_at", -16)
+    sync(peer, connection)
+    facts = sync(registry, connection)
+    assert facts.me.draining_at is not None
+    assert ids(sync(peer, connection)) == [peer.id]
 
 
 def test_a_join_gets_a_place_later_than_every_other_even_after_a_clock_step(connection: Connection) -> None:
