@@ -8,20 +8,34 @@
 
 A license is a JWT signed with Ed25519 and verified offline. With the key set in the operator's hands it protects
 against mistakes, not against the operator; a vendor passes `keys=` in code.
+
+An app gates its own views, and adds the warnings to its own answers:
+
+    requires = gate(service)
+
+    @app.get("/audit")
+    @requires("audit_log")
+    def audit(): ...
+
+    app.after_request(warning_headers(service))
 """
 
+from .blueprint import Guard, blueprint, gate, warning_headers
 from .errors import EntitlementsError, KeySetError, LicenseError, LicenseExists, LicenseNotFound
-from .evaluate import Entitlements, Feature, Notice, allowed, evaluate
+from .evaluate import ERROR_CODES, WARNING_CODES, Entitlements, Feature, Notice, allowed, evaluate
 from .keys import KeyFile, KeySet, key_set
 from .license import License, admit, read
 from .schema import metadata
 from .service import EntitlementsService, LicenseFiles, Stored, StoredLicense
 
 __all__ = [
+    "ERROR_CODES",
+    "WARNING_CODES",
     "Entitlements",
     "EntitlementsError",
     "EntitlementsService",
     "Feature",
+    "Guard",
     "KeyFile",
     "KeySet",
     "KeySetError",
@@ -35,8 +49,11 @@ __all__ = [
     "StoredLicense",
     "admit",
     "allowed",
+    "blueprint",
     "evaluate",
+    "gate",
     "key_set",
     "metadata",
     "read",
+    "warning_headers",
 ]

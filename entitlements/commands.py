@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,8 @@ def commands(
 
     @group.command()
     @click.option("--out", type=click.Path(path_type=Path), default="license-key.pem", show_default=True)
-    def keygen(out: Path) -> None:
+    @click.option("--json", "as_json", is_flag=True, help="For programs.")
+    def keygen(out: Path, as_json: bool) -> None:
         """Make a key pair: the private key, and the public JWK set beside it.
 
         \b
@@ -67,9 +69,14 @@ def commands(
           flask --app app license keygen --out vendor.pem
           export READYGATE_LICENSE_KEYS=vendor.public.json
         """
+        if not out.name:
+            raise click.UsageError("--out takes the name of a file")
         public = out.with_suffix(".public.json")
         with _one_line():
             kid = signing.generate(out, public)
+        if as_json:
+            show([{"private_key": str(out), "public_keys": str(public), "kid": kid}], True)
+            return
         click.echo(f"private key: {out} (keep it secret)\npublic keys: {public} (READYGATE_LICENSE_KEYS)\nkid: {kid}")
 
     @group.command()
@@ -83,6 +90,7 @@ def commands(
     @click.option("--subject", help="A remark for people.")
     @click.option("--trial", is_flag=True)
     @click.option("--deployment-id", "deployment_ids", multiple=True, help="Only for this deployment; repeatable.")
+    @click.option("--json", "as_json", is_flag=True, help="For programs: what POST /api/v2/licenses takes.")
     def issue(
         key: Path,
         account_id: str,
@@ -94,6 +102,7 @@ def commands(
         subject: str | None,
         trial: bool,
         deployment_ids: Sequence[str],
+        as_json: bool,
     ) -> None:
         """Sign a license and print it.
 
@@ -121,7 +130,7 @@ def commands(
                 trial=trial,
                 deployment_ids=deployment_ids,
             )
-        click.echo(text)
+        click.echo(json.dumps({"license": text}) if as_json else text)
 
     @group.command()
     @click.argument("file", type=click.File("r", encoding="utf-8", errors="replace"))
@@ -153,7 +162,8 @@ def commands(
 
     @group.command()
     @click.argument("license_id", metavar="ID", type=int)
-    def remove(license_id: int) -> None:
+    @click.option("--json", "as_json", is_flag=True, help="For programs.")
+    def remove(license_id: int, as_json: bool) -> None:
         """Delete a license by the id that `license list` shows; what it granted ends within a heartbeat.
 
         \b
@@ -162,7 +172,10 @@ def commands(
         """
         with connect() as connection, _one_line():
             service.remove(connection, license_id)
-        click.echo(f"removed license {license_id}")
+        if as_json:
+            show([{"removed": license_id}], True)
+        else:
+            click.echo(f"removed license {license_id}")
 
     return group
 
@@ -194,4 +207,5 @@ def _row(license_: dict[str, Any], as_json: bool) -> dict[str, Any]:
 
 
 def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    # A signed number may lie beyond the calendar, which ends with the year 9999.
+    return datetime.fromtimestamp(min(seconds, 253_402_300_799), UTC).isoformat().replace("+00:00", "Z")

@@ -14,9 +14,14 @@ NO_LICENSE_MESSAGE = (
     "You have multiple replicas but high availability is an Enterprise feature. "
     "You will be unable to connect to workspaces."
 )
+#: What the code of an error, and of a warning, may be.
+ERROR_CODES = ("multi_replica_without_ha", "replica_limit_exceeded", "invalid_license")
+WARNING_CODES = ("high_availability_in_grace_period", "license_expires")
 _DAY = 86400
 _NOTICE_DAYS, _TRIAL_NOTICE_DAYS = 30, 7
 _MICRO = 1_000_000
+#: From how long before the end of a license without bound the replicas are counted.
+_AHEAD_SECONDS = 600
 #: How many instants ahead are judged.
 _INSTANTS = 100
 Standing = Literal["entitled", "grace_period", "not_entitled"]
@@ -35,6 +40,8 @@ class Member(Protocol):
     def aged_at(self) -> int: ...
     @property
     def draining_at(self) -> int | None: ...
+    @property
+    def drained_at(self) -> int | None: ...
 
 
 class Fleet(Protocol):
@@ -75,6 +82,9 @@ class Feature:
         return self.entitlement != "not_entitled"
 
 
+NOT_ENTITLED = Feature("not_entitled", None, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Notice:
     """An error or a warning."""
@@ -102,8 +112,16 @@ class Entitlements:
     changes_at: int | None = None
     #: Whether another replica could take this one's place once it is taken for dead.
     replaceable: bool = False
+    #: The first instant at which time alone makes it so, where a license without bound ends; None: none does.
+    replaceable_at: int | None = None
     has_license: bool = False
     trial: bool = False
+    #: Those that verify.
+    licenses: tuple[License, ...] = ()
+
+    def feature(self, name: str, at: float) -> Feature:
+        """The feature as the same licenses grant it at another instant (seconds)."""
+        return _feature(name, self.licenses, at)
 
     @property
     def errors(self) -> tuple[Notice, ...]:
@@ -132,8 +150,13 @@ def allowed(licenses: Iterable[License], now: float) -> Allowance:
 def to_read(licenses: Sequence[License], now: float) -> int | None:
     """How many replicas a sync must be able to count beyond, to judge at `now` (seconds); None: it need not count."""
     number = allowed(licenses, now).number
+    if number is not None:
+        return number
+    # Before a license without bound ends, the replicas are counted already: else no verdict could outlive its end.
+    ends = sorted(one.expires for one in licenses if now < one.expires <= now + _AHEAD_SECONDS)
+    after = next((bound for end in ends if (bound := allowed(licenses, end).number) is not None), None)
     in_grace = _feature(HIGH_AVAILABILITY, licenses, now).entitlement == "grace_period"
-    return 1 if number is None and in_grace else number
+    return 1 if after is None and in_grace else after
 
 
 def evaluate(
@@ -147,10 +170,10 @@ def evaluate(
     seconds = fleet.now / _MICRO
     active = [license_ for license_ in licenses if license_.active(seconds)]
     judged = _judge(licenses, fleet, fleet.now, exclude)
-    notices = [*_violation(licenses, judged, exclude), *map(_invalid, invalid)]
+    notices = [*_violation(licenses, judged, fleet.now, exclude), *map(_invalid, invalid)]
     notices += _several_in_grace(licenses, fleet, seconds)
     notices += _expiring(licenses, seconds)
-    blocked_at, changes_at = _next_changes(licenses, fleet, judged, exclude)
+    blocked_at, changes_at, replaceable_at = _next_changes(licenses, fleet, judged, exclude)
     return Entitlements(
         now=fleet.now,
         features=_features(licenses, seconds),
@@ -158,9 +181,11 @@ def evaluate(
         blocked=judged.blocked,
         blocked_at=blocked_at,
         changes_at=changes_at,
-        replaceable=judged.allowance.number is not None and _surplus_goes(judged.allowance, exclude),
+        replaceable=_replaceable(judged.allowance, exclude),
+        replaceable_at=replaceable_at,
         has_license=bool(active),
         trial=bool(active) and all(license_.trial for license_ in active),
+        licenses=tuple(licenses),
     )
 
 
@@ -183,7 +208,10 @@ def _judge(licenses: Sequence[License], fleet: Fleet, at: int, exclude: Exclude)
     number = allowance.number
     if number is None:
         return _Judgement(allowance, (), False)
-    if fleet.limit is not None and fleet.limit < number:
+    if fleet.limit is None:
+        # Nobody was counted, as there was no bound; nor can anybody be told apart once there is one.
+        return _Judgement(allowance, (), True)
+    if fleet.limit < number:
         # A license began after the replicas were counted: no more were counted, so no more can be allowed yet.
         number = fleet.limit
         allowance = Allowance(number, allowance.high_availability)
@@ -197,7 +225,9 @@ def _judge(licenses: Sequence[License], fleet: Fleet, at: int, exclude: Exclude)
 
 
 def _counts(member: Member, at: int) -> bool:
-    return member.aged_at <= at and (member.draining_at is None or member.draining_at > at)
+    # An appointment that has not been kept may still be taken back: until it is written that the place is free, it
+    # is not.
+    return member.aged_at <= at and member.drained_at is None
 
 
 def _surplus_goes(allowance: Allowance, exclude: Exclude) -> bool:
@@ -205,23 +235,27 @@ def _surplus_goes(allowance: Allowance, exclude: Exclude) -> bool:
     return allowance.high_availability or exclude == "surplus"
 
 
+def _replaceable(allowance: Allowance, exclude: Exclude) -> bool:
+    return allowance.number is not None and _surplus_goes(allowance, exclude)
+
+
 def _next_changes(
     licenses: Sequence[License], fleet: Fleet, judged: _Judgement, exclude: Exclude
-) -> tuple[int | None, int | None]:
-    """When time alone will take this replica out, and when it will change anything at all.
+) -> tuple[int | None, int | None, int | None]:
+    """When time alone will take this replica out, when it will change anything at all, when it makes it replaceable.
 
     Every instant at which something happens by itself: the end of a grace, a drain's appointment, the beginning, the
     term and the end of a license.
     """
     instants = {member.aged_at for member in (*fleet.members, fleet.me)}
-    instants |= {member.draining_at for member in (*fleet.members, fleet.me) if member.draining_at is not None}
+    drains = {member.draining_at for member in (*fleet.members, fleet.me) if member.draining_at is not None}
     of_licenses = {
         instant * _MICRO
         for license_ in licenses
         for instant in (license_.not_before, license_.license_expires, license_.expires)
     }
-    ahead = sorted(instant for instant in instants | of_licenses if instant > fleet.now)
-    changes_at = blocked_at = None
+    ahead = sorted(instant for instant in instants | drains | of_licenses if instant > fleet.now)
+    changes_at = blocked_at = replaceable_at = None
     if len(ahead) > _INSTANTS and not judged.blocked:
         # A large fleet starting at once: what is beyond these is not judged, hence not to be relied on.
         blocked_at = ahead[_INSTANTS]
@@ -231,21 +265,21 @@ def _next_changes(
         if then.blocked and not judged.blocked:
             blocked_at = min(instant, blocked_at or instant)
         changed = (then.blocked, then.violation) != (judged.blocked, judged.violation)
-        own = instant in (fleet.me.aged_at, fleet.me.draining_at)
-        if changes_at is None and (changed or own or instant in of_licenses):
+        if changes_at is None and (changed or instant == fleet.me.aged_at or instant in drains | of_licenses):
             changes_at = instant
-    return blocked_at, changes_at
+        if replaceable_at is None and _replaceable(then.allowance, exclude):
+            replaceable_at = instant
+    # A sync comes before what it may take this replica out for.
+    return blocked_at, changes_at if changes_at is not None else blocked_at, replaceable_at
 
 
-def _violation(licenses: Sequence[License], judged: _Judgement, exclude: Exclude) -> list[Notice]:
+def _violation(licenses: Sequence[License], judged: _Judgement, now: int, exclude: Exclude) -> list[Notice]:
     number = judged.allowance.number
     if number is None or not judged.violation:
         return []
     surplus = _surplus_goes(judged.allowance, exclude)
     stay = ", ".join(member.id for member in judged.aged[:number][:10]) if surplus else "none"
-    began = max(member.aged_at for member in judged.aged[: number + 1])
-    ended = [end for end in (_ha_end(licenses, began),) if end is not None]
-    since = datetime.fromtimestamp(max([began, *ended]) // _MICRO, UTC).isoformat().replace("+00:00", "Z")
+    since = datetime.fromtimestamp(_since(licenses, judged, now) // _MICRO, UTC).isoformat().replace("+00:00", "Z")
     detail = f"Since {since}; allowed: {number}; staying in service: {stay}. "
     if judged.allowance.high_availability:
         return [
@@ -258,7 +292,7 @@ def _violation(licenses: Sequence[License], judged: _Judgement, exclude: Exclude
             )
         ]
     message = NO_LICENSE_MESSAGE
-    if licenses:
+    if any(license_.active(now / _MICRO) for license_ in licenses):
         message = "You have multiple replicas but your license does not include high availability."
     return [
         Notice(
@@ -271,10 +305,17 @@ def _violation(licenses: Sequence[License], judged: _Judgement, exclude: Exclude
     ]
 
 
-def _ha_end(licenses: Sequence[License], began: int) -> int | None:
-    """When the last license with high_availability ended, if that is what began the violation, in microseconds."""
-    ends = [one.expires * _MICRO for one in licenses if one.features.get(HIGH_AVAILABILITY)]
-    return max((end for end in ends if end > began), default=None)
+def _since(licenses: Sequence[License], judged: _Judgement, now: int) -> int:
+    """When the violation that stands at `now` began, as far as those that were read can tell, in microseconds."""
+    instants = {member.aged_at for member in judged.aged}
+    instants |= {instant * _MICRO for one in licenses for instant in (one.not_before, one.expires)}
+    since = now
+    for instant in sorted((past for past in instants if past <= now), reverse=True)[:_INSTANTS]:
+        number = allowed(licenses, instant / _MICRO).number
+        if number is None or sum(member.aged_at <= instant for member in judged.aged) <= number:
+            break
+        since = instant
+    return since
 
 
 def _invalid(why: str) -> Notice:
@@ -325,7 +366,7 @@ def _takes_over(other: License, license_: License, seconds: float) -> bool:
     end = max(license_.license_expires, seconds)
     if other.not_before > end or other.license_expires <= end:
         return False
-    unlimited = REPLICA_LIMIT not in other.features
+    unlimited = REPLICA_LIMIT not in other.features or not license_.features.get(HIGH_AVAILABILITY)
     return all(
         other.features.get(name, 0) >= number or (name == REPLICA_LIMIT and unlimited)
         for name, number in license_.features.items()
@@ -340,7 +381,7 @@ def _features(licenses: Sequence[License], seconds: float) -> dict[str, Feature]
 def _feature(name: str, licenses: Iterable[License], seconds: float) -> Feature:
     granting = [one for one in licenses if one.features.get(name) and one.active(seconds)]
     if not granting:
-        return Feature("not_entitled", None, None)
+        return NOT_ENTITLED
     entitled = [one for one in granting if seconds < one.license_expires]
     return Feature(
         "entitled" if entitled else "grace_period",

@@ -14,12 +14,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from .errors import KeySetError
 
 _log = logging.getLogger("readygate.entitlements")
+MAX_BYTES = 64 * 1024
 #: Keys by their id; None where the set has one of another type, which verifies nothing here.
 KeySet = Mapping[str, Ed25519PublicKey | None]
 
 
 def key_set(text: str) -> KeySet:
     """The keys in a JWK set; raises KeySetError."""
+    if len(text) > MAX_BYTES:
+        raise KeySetError("is over 64 KiB; it takes a JWK set (RFC 7517)")
     try:
         found = json.loads(text)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -52,9 +55,10 @@ class KeyFile:
 
     def __init__(self, path: Path | None, text: str | None) -> None:
         """`text`: the set as it was when the start was checked. None: there is none, and no license verifies."""
-        self._path = path
+        self._path, self._text = path, text
         self._keys: KeySet = {} if text is None else key_set(text)
-        self._seen = _stamp(path)
+        # Not looked at yet: a worker may start days after the start was checked, and the file be another by then.
+        self._seen: tuple[int, int, int] | str | None = "never"
 
     def __call__(self) -> KeySet:
         """The keys, as they are now."""
@@ -62,13 +66,20 @@ class KeyFile:
         if self._path is not None and stamp != self._seen:
             self._seen = stamp
             try:
-                self._keys = key_set(self._path.read_text(encoding="utf-8"))
-                _log.info("license keys: read again, %d in the set", len(self._keys))
+                self._read(self._path)
             except (OSError, UnicodeDecodeError):
                 _log.error("license keys: the file cannot be read; the keys loaded before stay in use")
             except KeySetError as error:
                 _log.error("license keys: the file %s; the keys loaded before stay in use", error)
         return self._keys
+
+    def _read(self, path: Path) -> None:
+        # No more than can be judged: the file may be anything by now.
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
+        if text != self._text:
+            self._keys, self._text = key_set(text), text
+            _log.info("license keys: read again, %d in the set", len(self._keys))
 
 
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:

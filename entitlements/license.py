@@ -68,7 +68,7 @@ class License:
 
 def read(text: str, keys: KeySet) -> License:
     """The license that `text` is, verified against `keys`; raises LicenseError. Judges nothing by the clock."""
-    if len(text) > MAX_BYTES:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
         raise LicenseError("too_large", "the license is over 64 KiB; it takes one signed text and nothing else")
     text = "".join(text.split())
     if not text:
@@ -122,8 +122,12 @@ def admit(license_: License, *, now: int, deployment_id: str) -> None:
 def _verified(text: str, keys: KeySet) -> tuple[str, dict[str, Any]]:
     try:
         header = jwt.get_unverified_header(text)
-    except (jwt.PyJWTError, ValueError, RecursionError):
+    except (jwt.DecodeError, ValueError, RecursionError):
         raise LicenseError("malformed", "this is no license: it is no signed text (JWT), or a cut one") from None
+    except jwt.PyJWTError:
+        raise LicenseError(
+            "header", "the license's kid is no text, or its header asks for an extension (crit) that is not known"
+        ) from None
     # The first thing asked, and the only algorithm ever tried: a key is never offered to another one.
     if header.get("alg") != "EdDSA":
         raise LicenseError("algorithm", "the license is not signed with EdDSA, the only algorithm taken")
@@ -190,7 +194,10 @@ def _features(value: object) -> dict[str, int]:
     if not isinstance(value, dict):
         raise LicenseError("features", "the license's features is no object")
     for name, number in value.items():
-        if type(number) is not int or not 0 <= number < 2**53 or not 0 < len(name) <= 100:
+        # Names are shown to people, in tables and logs too: nothing in one may move a cursor or end a line.
+        if not 0 < len(name) <= 100 or not name.isprintable():
+            raise LicenseError("features", "a feature of the license has no printable name of at most 100 characters")
+        if type(number) is not int or not 0 <= number < 2**53:
             raise LicenseError("features", "a feature of the license is not a name with a whole number from 0 on")
     if value.get(REPLICA_LIMIT) == 0:
         raise LicenseError("replica_limit", "the license's replica_limit is 0; leave it out for no bound")

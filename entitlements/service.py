@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy.engine import Connection
 
 from .errors import LicenseError, LicenseExists, LicenseNotFound
-from .evaluate import Entitlements, Exclude, Fleet, evaluate, to_read
+from .evaluate import NOT_ENTITLED, Entitlements, Exclude, Feature, Fleet, Notice, allowed, evaluate, to_read
 from .keys import KeySet
 from .license import License, admit, read
 
@@ -24,6 +25,8 @@ _CLOCKS = {
 }
 #: Local time that has passed is taken for a quarter more before a 200 is believed (spec, section 4, "next change").
 _HASTE = 1.25
+#: Transaction-level advisory lock of whoever makes the deployment's identity: "rdyg" and a number.
+_DEPLOYMENT_LOCK = 0x72647967_00000003
 #: Licenses that count: more are stored, but never read.
 MOST_LICENSES = 1000
 
@@ -56,7 +59,7 @@ class Stored:
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why the others do not."""
-        return tuple(f"license {row.uuid}: {row.refusal}" for row in self.rows if row.refusal is not None)
+        return tuple(f"license {row.id}: {row.refusal}" for row in self.rows if row.refusal is not None)
 
 
 class EntitlementsService:
@@ -75,18 +78,19 @@ class EntitlementsService:
     ) -> None:
         """`keys`: the public keys, asked at each sync. `clocks`: the SQL of the database's clock, for tests."""
         self._keys = keys
-        self._exclude = exclude
+        #: Which replicas a violation takes out.
+        self.exclude: Exclude = exclude
         self._clock = clock
         self._clocks = clocks or _CLOCKS
-        self._verified: dict[tuple[bytes, int], License | LicenseError] = {}
-        self._keys_seen: KeySet | None = None
+        # One value, because requests read licenses beside the thread: outcomes never outlive the keys they came of.
+        self._remembered: tuple[KeySet | None, Mapping[tuple[bytes, str], License | LicenseError]] = (None, {})
         self._current: tuple[Entitlements, float] | None = None
 
     # What the last sync found
 
     def update(self, stored: Stored, fleet: Fleet, *, read_local: float) -> Entitlements:
         """Judge anew. `read_local`: the local monotonic instant before `fleet` was asked for."""
-        entitlements = evaluate(stored.valid, fleet, exclude=self._exclude, invalid=stored.refusals)
+        entitlements = evaluate(stored.valid, fleet, exclude=self.exclude, invalid=stored.refusals)
         before, self._current = self._current, (entitlements, read_local)
         _log_changes(before[0] if before else None, entitlements)
         return entitlements
@@ -105,10 +109,7 @@ class EntitlementsService:
         if self._current is None:
             return False
         found, read_local = self._current
-        if found.blocked or found.blocked_at is None:
-            return found.blocked
-        passed = (self._clock() - read_local) * _HASTE
-        return found.now + round(passed * 1_000_000) >= found.blocked_at
+        return found.blocked or self._may_be_past(found.blocked_at, found.now, read_local)
 
     #: The name that the proposal gave it.
     HasBlockingErrors = has_blocking_errors
@@ -121,22 +122,18 @@ class EntitlementsService:
 
     def enabled(self, name: str) -> bool:
         """Whether the feature may be used now; False before the first sync. Memory only."""
-        if self._current is None:
-            return False
-        found, read_local = self._current
-        feature = found.features.get(name)
-        if feature is None or feature.ends is None:
-            return False
-        # An outage switches nothing off before the license's own end.
-        return found.now / 1_000_000 + self._clock() - read_local < feature.ends
+        return self._feature(name).enabled
 
     def limit(self, name: str) -> int | None:
         """The number that the licenses give the feature; None where it is not enabled. Memory only."""
-        return self._current[0].features[name].limit if self._current and self.enabled(name) else None
+        return self._feature(name).limit
 
     def replaceable(self) -> bool:
         """Whether another replica could take this one's place once it is taken for dead."""
-        return self._current is not None and self._current[0].replaceable
+        if self._current is None:
+            return False
+        found, read_local = self._current
+        return found.replaceable or self._may_be_past(found.replaceable_at, found.now, read_local)
 
     def seconds_to_change(self) -> float | None:
         """Seconds until a sync would find something else because of the time alone, less the haste; None: never."""
@@ -145,6 +142,18 @@ class EntitlementsService:
         found, read_local = self._current
         assert found.changes_at is not None
         return (found.changes_at - found.now) / 1_000_000 / _HASTE - (self._clock() - read_local)
+
+    def _feature(self, name: str) -> Feature:
+        if self._current is None:
+            return NOT_ENTITLED
+        found, read_local = self._current
+        # Judged anew: an outage switches nothing off before the license's own end, and nothing outlives it.
+        return found.feature(name, found.now / 1_000_000 + self._clock() - read_local)
+
+    def _may_be_past(self, instant: int | None, now: int, read_local: float) -> bool:
+        """Whether the instant may have come, as far as clocks can be trusted; it was `now` at `read_local`."""
+        passed = (self._clock() - read_local) * _HASTE
+        return instant is not None and now + round(passed * 1_000_000) >= instant
 
     # The table
 
@@ -156,15 +165,16 @@ class EntitlementsService:
             f" readygate_licenses ORDER BY id LIMIT {MOST_LICENSES}) AS l ON true ORDER BY l.id"
         ).all()
         keys = self._keys()
-        if keys is not self._keys_seen:
-            self._keys_seen, self._verified = keys, {}
+        seen, known = self._remembered
+        if keys != seen:
+            known = {}
         verified = {}
         found = []
         for row in rows:
             if row.id is None:
                 continue
-            digest = (hashlib.sha256(row.jwt.encode()).digest(), row.id)
-            outcome = self._verified[digest] if digest in self._verified else _outcome(row.jwt, row.uuid, keys)
+            digest = (hashlib.sha256(row.jwt.encode()).digest(), row.uuid)
+            outcome = known[digest] if digest in known else _outcome(row.jwt, row.uuid, keys)
             verified[digest] = outcome
             refused = isinstance(outcome, LicenseError)
             found.append(
@@ -176,12 +186,18 @@ class EntitlementsService:
                     refusal=str(outcome) if refused else None,
                 )
             )
-        self._verified = verified
+        self._remembered = (keys, verified)
         return Stored(now=rows[0].now, rows=tuple(found))
 
     def to_read(self, stored: Stored) -> int | None:
         """How many replicas the sync must be able to count beyond; None: it need not count."""
         return to_read(stored.valid, stored.now / 1_000_000)
+
+    def allowed(self, connection: Connection) -> tuple[int | None, bool]:
+        """How many replicas may serve (None: any number), and whether the entitlement to several stands behind it."""
+        stored = self.read(connection)
+        allowance = allowed(stored.valid, stored.now / 1_000_000)
+        return allowance.number, allowance.high_availability
 
     def add(self, connection: Connection, text: str) -> StoredLicense:
         """Store a license. Raises LicenseError where it is refused, LicenseExists where it is there already."""
@@ -205,10 +221,23 @@ class EntitlementsService:
         if not known or connection.exec_driver_sql(statement).rowcount == 0:
             raise LicenseNotFound("no license has this id; `license list` shows them")
 
+    def keys(self) -> KeySet:
+        """The public keys, as they are now."""
+        return self._keys()
+
     def deployment_id(self, connection: Connection) -> str:
-        """The UUID made with the schema."""
-        value: str = connection.exec_driver_sql("SELECT id FROM readygate_deployment ORDER BY id LIMIT 1").scalar_one()
-        return value
+        """The UUID of this deployment: made with the schema, or where a host's migrations made the table, now."""
+        query = "SELECT id FROM readygate_deployment ORDER BY id LIMIT 1"
+        found: str | None = connection.exec_driver_sql(query).scalar()
+        if found is None:
+            insert = f"INSERT INTO readygate_deployment (id) SELECT '{uuid4()}' WHERE NOT EXISTS ({query})"
+            if connection.dialect.name == "postgresql":
+                # One message, hence one transaction: who comes second sees what the first one made.
+                lock = f"DO $$ BEGIN PERFORM pg_advisory_xact_lock({_DEPLOYMENT_LOCK}); END $$"
+                insert = f"{lock}; {insert}"
+            connection.exec_driver_sql(insert)
+            found = connection.exec_driver_sql(query).scalar_one()
+        return found
 
     def _now(self, connection: Connection) -> str:
         return self._clocks[connection.dialect.name]
@@ -220,6 +249,8 @@ class LicenseFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
         self._seen: dict[Path, tuple[int, int]] = {}
+        #: The keys that did not verify what is in a file: others may.
+        self._refused: dict[Path, KeySet] = {}
 
     def import_into(self, service: EntitlementsService, connection: Connection) -> None:
         """Store what is new in the files. A bad file is logged once; a failure of the database is raised."""
@@ -227,7 +258,8 @@ class LicenseFiles:
             try:
                 status = path.stat()
                 stamp = (status.st_mtime_ns, status.st_size)
-                if self._seen.get(path) == stamp:
+                refused = self._refused.get(path)
+                if self._seen.get(path) == stamp and (refused is None or refused == service.keys()):
                     continue
                 text = path.read_text(encoding="utf-8") if status.st_size <= 4 * 65536 else "x" * 65537
             except (OSError, UnicodeDecodeError):
@@ -235,6 +267,7 @@ class LicenseFiles:
                     _log.error("license file %s: cannot be read", path.name)
                 self._seen[path] = (0, 0)
                 continue
+            self._refused.pop(path, None)
             try:
                 stored = service.add(connection, text)
                 _log.info("license file %s: stored as license %d", path.name, stored.id)
@@ -242,6 +275,7 @@ class LicenseFiles:
                 pass  # Every worker of every replica imports; one of them is first.
             except LicenseError as error:
                 _log.error("license file %s: %s", path.name, error)
+                self._refused[path] = service.keys()
             self._seen[path] = stamp
 
 
@@ -256,13 +290,19 @@ def _outcome(text: str, uuid: str, keys: KeySet) -> License | LicenseError:
 
 def _log_changes(before: Entitlements | None, after: Entitlements) -> None:
     """One line for every error or warning that begins, and one when it ends."""
-    old = {notice.code: notice for notice in before.notices} if before else {}
-    new = {notice.code: notice for notice in after.notices}
-    for code in new.keys() - old.keys():
-        level = logging.ERROR if new[code].severity == "error" else logging.WARNING
-        _log.log(level, "%s begins: %s %s", code, new[code].message, new[code].detail)
-    for code in old.keys() - new.keys():
-        _log.info("%s ends", code)
+    old = {_identity(notice): notice.code for notice in before.notices} if before else {}
+    new = {_identity(notice): notice for notice in after.notices}
+    for known in new.keys() - old.keys():
+        notice = new[known]
+        level = logging.ERROR if notice.severity == "error" else logging.WARNING
+        _log.log(level, "%s begins: %s %s", notice.code, notice.message, notice.detail)
+    for known in old.keys() - new.keys():
+        _log.info("%s ends", old[known])
+
+
+def _identity(notice: Notice) -> tuple[str, str]:
+    """What makes it the same one a sync later: there are several of a kind, but one violation, whoever it takes out."""
+    return notice.code, "" if notice.blocking else notice.detail
 
 
 def summary(stored: StoredLicense) -> dict[str, Any]:

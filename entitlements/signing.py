@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from .errors import EntitlementsError
-from .license import VERSION
+from .license import VERSION, read
 
 
 def generate(private_file: Path, public_file: Path) -> str:
@@ -37,7 +37,12 @@ def generate(private_file: Path, public_file: Path) -> str:
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
     public = jwk(key.public_key())
-    public_file.write_text(json.dumps({"keys": [public]}, indent=2) + "\n", encoding="utf-8")
+    try:
+        with public_file.open("x", encoding="utf-8") as text:
+            text.write(json.dumps({"keys": [public]}, indent=2) + "\n")
+    except OSError as error:
+        private_file.unlink()
+        raise EntitlementsError(f"{public_file} cannot be written: {error.strerror}") from None
     return str(public["kid"])
 
 
@@ -76,7 +81,7 @@ def issue(
     trial: bool = False,
     deployment_ids: Sequence[str] = (),
 ) -> str:
-    """A signed license. Instants are whole seconds since 1970."""
+    """A signed license. Instants are whole seconds since 1970. Raises LicenseError for what no reader would take."""
     claims: dict[str, Any] = {
         "version": VERSION,
         "jti": str(uuid.uuid4()),
@@ -93,7 +98,10 @@ def issue(
         claims["sub"] = subject
     if deployment_ids:
         claims["deployment_ids"] = list(deployment_ids)
-    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": jwk(key.public_key())["kid"]})
+    kid = jwk(key.public_key())["kid"]
+    text = jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": kid})
+    read(text, {kid: key.public_key()})
+    return text
 
 
 def _base64(data: bytes) -> str:
