@@ -13,6 +13,6 @@ takes an instance whose `/readyz` fails out of the load balancer, and restarts o
 """
 
 from .blueprint import blueprint
-from .checks import Check, Measured, Public, Remark
+from .checks import Check, Measured, Public, Remark, disclosed, first_failure
 
-__all__ = ["Check", "Measured", "Public", "Remark", "blueprint"]
+__all__ = ["Check", "Measured", "Public", "Remark", "blueprint", "disclosed", "first_failure"]

@@ -26,11 +26,20 @@ def blueprint(
     `start`: called by each readiness request first, for an app whose server has no hook to start its own threads.
     """
     checks: dict[str, Check] = dict(measured or {})
+    slow: list[Measured] = []
     for name, check in (ready or {}).items():
         if name in checks or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"check {name!r}: takes a name of its own, of letters, digits, - and _")
-        checks[name] = Measured(name, check, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
+        own = Measured(name, check, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
+        checks[name] = own
+        slow.append(own)
     routes = Blueprint("readygate_health", __name__)
+
+    def begin() -> None:
+        # All of them before any is read, so that the first probe waits for one first result, not for each in turn.
+        start()
+        for check in slow:
+            check.start()
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -40,7 +49,7 @@ def blueprint(
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        start()
+        begin()
         asked = checks
         if request.query_string:
             excluded = request.args.getlist("exclude")
@@ -54,7 +63,7 @@ def blueprint(
 
     @routes.get("/readyz/<name>")
     def readyz_check(name: str) -> Response:
-        start()
+        begin()
         if name not in checks:
             return _text(f"unknown check; there are: {', '.join(checks)}", 404)
         reason = first_failure({name: checks[name]})
@@ -81,6 +90,5 @@ def _verbose(checks: Mapping[str, Check]) -> Response:
 
 
 def _text(body: str, status: int) -> Response:
-    response = Response(body, status, content_type=_TEXT)
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    # Both at once: setting a header later searches the others first, and this is all that most requests do.
+    return Response(body, status, [("Content-Type", _TEXT), ("Cache-Control", "no-store")])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 _log = logging.getLogger("readygate.health")
+#: How long a request may wait for a first result, all checks together.
+_FIRST_SECONDS = 0.5
 
 #: Returns None when all is well, else what is wrong: for the log, never for the anonymous caller.
 Check: TypeAlias = Callable[[], str | None]
@@ -48,6 +50,7 @@ class Measured:
         self._lock = threading.Lock()
         self._process: int | None = None
         self._first = threading.Event()
+        self._wait_until = clock()
         self._stop = threading.Event()
         self._called_at = clock()
         self._calling = False
@@ -56,27 +59,30 @@ class Measured:
 
     def __call__(self) -> str | None:
         """What the last call found, None where all was well; waits for nothing once there was a first result."""
-        if self._process != os.getpid():
-            self._start()
+        self.start()
+        if not self._first.is_set():
+            self._first.wait(max(0.0, self._wait_until - self._clock()))
         if self._calling and self._clock() - self._called_at > self._timeout_seconds:
             self._tell("exceeded its timeout")
             return f"exceeded its timeout of {self._timeout_seconds:g} s"
         return self._result if self._first.is_set() else "has no result yet"
 
-    def stop(self) -> None:
-        """Let the thread end after the call that is under way."""
-        self._stop.set()
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread, unless one runs in this process (after a fork there is none yet)."""
+        if self._process == os.getpid():
+            return
         with self._lock:
             if self._process == os.getpid():
                 return
             self._first.clear()
             self._called_at = self._clock()
+            self._wait_until = self._called_at + _FIRST_SECONDS
             threading.Thread(target=self._run, name=f"readygate-check-{self._name}", daemon=True).start()
             self._process = os.getpid()
-        # Only the request that found no thread waits, and not for long.
-        self._first.wait(0.5)
+
+    def stop(self) -> None:
+        """Let the thread end after the call that is under way."""
+        self._stop.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -99,6 +105,19 @@ class Measured:
             _log.info("check %s: ok again", self._name)
         else:
             _log.warning("check %s failed: %s", self._name, result)
+
+
+def disclosed(**checks: Check) -> dict[str, Check]:
+    """The same checks by their names, with reasons that anybody may read."""
+
+    def wrap(check: Check) -> Check:
+        def asked() -> str | None:
+            reason = check()
+            return reason if reason is None or isinstance(reason, Remark) else Public(reason)
+
+        return asked
+
+    return {name: wrap(check) for name, check in checks.items()}
 
 
 def first_failure(checks: Mapping[str, Check]) -> str | None:
