@@ -1,0 +1,146 @@
+"""What becomes of a server whose processes die, hang or are recycled (see test_faults.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+import postgres as pg
+import psutil
+import pytest
+from faults import STALE, Case, Figures, recovered, seconds_until, watched
+from servers import HEARTBEAT, Gunicorn, ready, until
+
+pytestmark = pytest.mark.server
+
+_AWHILE = 3.0
+
+
+def rows(url: str) -> int:
+    """How many replicas have not stopped."""
+    return int(str(pg.execute(url, "SELECT count(*) FROM readygate_replicas WHERE stopped_at IS NULL")[0][0]))
+
+
+def renewed(master: Gunicorn, before: set[int], number: int = 2) -> bool:
+    """Whether it has `number` workers, none of them one of before."""
+    now = {worker.pid for worker in master.workers()}
+    return len(now) == number and before.isdisjoint(now)
+
+
+@pytest.mark.workers("sync", False)
+def test_master_killed(postgres_url: str, case: Case, figures: Figures) -> None:
+    with case.serve(postgres_url, "--timeout", "10") as lost, case.serve(postgres_url) as other:
+        until(lambda: ready(lost) and ready(other))
+        os.kill(lost.process.pid, signal.SIGKILL)
+        at = time.monotonic()
+        lost.process.wait(5)
+        # The workers live on for a while, and no answer of theirs is another than this; then there is none.
+        seen = set()
+        while time.monotonic() < at + 1:
+            seen.add(lost.get(timeout=1))
+        assert {answer for answer in seen if answer[0]} <= {(503, "heartbeat lost")}
+        with watched(other) as watch:
+            back = seconds_until(
+                lambda: rows(postgres_url) == 1 and ready(other), within=STALE + HEARTBEAT + 1, since=at
+            )
+            time.sleep(_AWHILE)
+    figures.note("master SIGKILLed", case, watch, recovered=back)
+
+
+@pytest.mark.workers("gthread", True)
+def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
+    with case.serve(postgres_url) as master:
+        until(lambda: ready(master))
+        # It takes the answers with it that it was giving, and those that waited for it.
+        with watched(master, lost=3) as watch:
+            before = {worker.pid for worker in master.workers()}
+            at = time.monotonic()
+            os.kill(min(before), signal.SIGKILL)
+            until(lambda: len({worker.pid for worker in master.workers()} - before) == 1)
+            back = recovered(master, since=at)
+            time.sleep(_AWHILE)
+        assert {answer for answer in watch.ready if not answer.startswith("0")} <= {"200 OK", "503 starting"}
+        assert rows(postgres_url) == 1
+    figures.note("worker SIGKILLed", case, watch, recovered=back)
+
+
+@pytest.mark.workers("gthread", False)
+def test_worker_hung(postgres_url: str, case: Case, figures: Figures) -> None:
+    with case.serve(postgres_url, "--timeout", "3") as master:
+        until(lambda: ready(master))
+        with watched(master, lost=4) as watch:
+            hung = min(worker.pid for worker in master.workers())
+            at = time.monotonic()
+            os.kill(hung, signal.SIGSTOP)
+            until(lambda: hung not in {worker.pid for worker in master.workers()})
+            until(lambda: len(master.workers()) == 2)
+            back = recovered(master, within=3 + 1 + 3, since=at)
+            time.sleep(_AWHILE)
+        assert "WORKER TIMEOUT" in master.lines
+        assert rows(postgres_url) == 1
+    figures.note("worker hung, timeout of 3 s", case, watch, recovered=back)
+
+
+@pytest.mark.workers("gthread", False)
+def test_sigusr2(postgres_url: str, case: Case, figures: Figures) -> None:
+    with case.serve(postgres_url, READYGATE_REPLICA_GRACE_SECONDS="60") as master:
+        until(lambda: ready(master))
+        with watched(master, lost=2) as watch:
+            master.send(signal.SIGUSR2)
+            # The new master is a replica of its own, and the old one's child.
+            at = time.monotonic()
+            until(lambda: any(child.children() for child in master.workers()))
+            new = next(child for child in master.workers() if child.children())
+            old = [child for child in master.workers() if child.pid != new.pid]
+            until(lambda: len(new.children()) == 2 and rows(postgres_url) >= 2)
+            seconds = time.monotonic() - at
+            master.send(signal.SIGTERM)
+            master.process.wait(40)
+            gone = time.monotonic()
+            back = seconds_until(lambda: rows(postgres_url) == 1 and ready(master), within=HEARTBEAT + 1, since=gone)
+            time.sleep(_AWHILE)
+            assert not any(worker.is_running() for worker in old)
+        assert {answer for answer in watch.ready if not answer.startswith("0")} == {"200 OK"}
+    figures.note("SIGUSR2", case, watch, second_replica=seconds, recovered=back)
+
+
+@pytest.mark.workers("gthread", False)
+def test_recycled_without_a_leak(
+    postgres_url: str, case: Case, figures: Figures, request: pytest.FixtureRequest
+) -> None:
+    times: int = request.config.getoption("--recycles")
+    with case.serve(postgres_url, "--graceful-timeout", "5") as master:
+        until(lambda: ready(master))
+        recycle(master)
+        settled = at_rest(master, postgres_url)
+        for _ in range(times):
+            recycle(master)
+        until(lambda: all(now <= then for now, then in zip(at_rest(master, postgres_url), settled, strict=True)))
+        assert rows(postgres_url) == 1
+        assert "Traceback" not in master.lines
+    figures.note("workers recycled by SIGHUP", case, times=times)
+
+
+def recycle(master: Gunicorn) -> None:
+    """SIGHUP, and wait for the new workers."""
+    before = {worker.pid for worker in master.workers()}
+    master.send(signal.SIGHUP)
+    until(lambda: renewed(master, before))
+    until(lambda: ready(master))
+
+
+def at_rest(master: Gunicorn, url: str) -> tuple[int, int, int, int]:
+    """Threads and files of all its processes, its connections, and all the rows that it has ever made."""
+    threads = files = 0
+    for process in (psutil.Process(master.process.pid), *master.workers()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            threads += process.num_threads()
+            files += process.num_fds()
+    connections = pg.execute(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'readygate' AND datname = current_database()",
+    )
+    written = pg.execute(url, "SELECT count(*) FROM readygate_replicas")
+    return threads, files, int(str(connections[0][0])), int(str(written[0][0]))
