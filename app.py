@@ -5,51 +5,68 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
+import click
 from flask import Flask
 from sqlalchemy.engine import Connection
 
+import api
+import auth
 import commands
 import database
 import health
 import logs
+import monitoring
+import pages
 import schema
 import settings as environment
+from auth import Tokens
 from database_url import Sqlite, parse
 from entitlements import EntitlementsService, KeyFile, LicenseFiles
 from link import Link
 from replicas import Heartbeat, Lease, Registry, RegistryError, gunicorn
 from settings import Settings
 from version import VERSION
+from watch import Watch
 
 #: How long a migration may take, each statement of it and each wait for another replica's.
 _MIGRATION_SECONDS = 600.0
 _SWEEP_SECONDS = 3600.0
+#: What a request gives each operation of the database, at most: with one sync worker, probes wait meanwhile.
+_REQUEST_SECONDS = 1.0
 #: How soon to look again for a schema that is being made, by this replica or another.
 _SCHEMA_SECONDS = 0.2
+#: What the log need not say at first.
+_HELD, _NO_DRAIN = "heartbeat is back", "draining: taken back"
 _log = logging.getLogger("readygate")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The service. `settings`: None reads the environment. Touches no database.
 
-    Raises SettingsError for a wrong variable; gunicorn.conf.py has asked for them before, so that no worker meets one.
+    Raises click.ClickException for a wrong variable, which `flask` shows as one line; gunicorn.conf.py has asked for
+    them before, so that no worker meets one.
     """
-    settings = settings or environment.read()
+    try:
+        settings = settings or environment.read()
+    except environment.SettingsError as error:
+        raise click.ClickException(str(error)) from None
     logs.set_up(settings.log)
     replica = Replica(settings)
     app = Flask(__name__)
     app.extensions["readygate"] = replica
     app.register_blueprint(
         health.blueprint(
-            measured={
-                "database": replica.database_reason,
-                "replica": replica.replica_reason,
-                "entitlements": replica.entitlements_reason,
-            },
+            measured=replica.checks,
             start=replica.start,
         )
     )
+    access = api.access(replica)
+    api.register(app, replica, access)
+    pages.register(app, replica, access)
+    monitoring.register(app, replica, auth.guard(access.verify))
     commands.register(app, replica)
     return app
 
@@ -60,10 +77,11 @@ class Replica:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         url, timeout = settings.current_database_url, settings.database_timeout_seconds
-        target = parse(settings.database_url)
-        self.engine = database.request_engine(url, timeout_seconds=timeout)
+        known, target = settings.database_url, parse(settings.database_url)
+        self.engine = database.request_engine(url, timeout_seconds=timeout, known=known)
+        self.requests = database.request_engine(url, timeout_seconds=min(timeout, _REQUEST_SECONDS), known=known)
         self.link = Link(
-            database.background_engine(url, timeout_seconds=timeout),
+            database.background_engine(url, timeout_seconds=timeout, known=known),
             label=lambda: target.label,
             timeout_seconds=timeout,
             file=target.path if isinstance(target, Sqlite) else None,
@@ -72,6 +90,7 @@ class Replica:
             keys=KeyFile(settings.license_keys_file, settings.license_keys),
             exclude="surplus" if settings.exclude == "surplus" else "all",
         )
+        self.tokens = Tokens()
         self.registry = Registry(
             replica_id=gunicorn.replica_id,
             hostname=platform.node(),
@@ -86,18 +105,44 @@ class Replica:
             ping=self.link.ping,
             sync=self.sync,
             heartbeat_seconds=settings.heartbeat_seconds,
-            describe=_describe,
+            describe=self._describe,
             orphaned=self.lease.orphaned,
         )
-        self._migrator = schema.Migrator(database.background_engine(url, timeout_seconds=_MIGRATION_SECONDS))
+        #: Those of /readyz, in the order in which they are decided.
+        self.checks: Mapping[str, Callable[[], str | None]] = {
+            "database": self.database_reason,
+            "replica": self.replica_reason,
+            "entitlements": self.entitlements_reason,
+        }
+        self.watch = Watch(
+            {"drain": self._drain, "heartbeat": self._held, "readiness": self._readiness},
+            subject=lambda: f"replica {self.registry.id}",
+            running=self.heartbeat.running,
+            usual={"heartbeat": _HELD, "drain": _NO_DRAIN},
+        )
+        self._migrator = schema.Migrator(
+            database.background_engine(url, timeout_seconds=_MIGRATION_SECONDS, connect_seconds=timeout, known=known)
+        )
         self._files = LicenseFiles(settings.license_files)
         #: None: not looked at yet.
         self._schema_usable: bool | None = None
         self._next_sweep = float("-inf")
+        self._mixed = False
 
     def start(self) -> None:
         """Start the thread, where none runs in this process yet."""
         self.heartbeat.start()
+        self.watch.start()
+
+    def stalled(self) -> bool:
+        """Whether requests had better not try the database."""
+        self.start()
+        return self.link.stalled()
+
+    def refresh(self) -> bool:
+        """Have the thread sync now, and wait for that, two seconds at most; whether it did."""
+        self.start()
+        return self.heartbeat.refresh()
 
     def sync(self) -> float | None:
         """What the thread does once a heartbeat; seconds until time alone changes its outcome, or None."""
@@ -121,6 +166,23 @@ class Replica:
         reason = self.entitlements.reason()
         return None if reason is None else health.Public(reason)
 
+    def _readiness(self) -> tuple[int, str]:
+        """What /readyz says; which entitlement error it is, the entitlements log themselves."""
+        reason = health.first_failure(self.checks)
+        return (logging.INFO, "ready") if reason is None else (logging.WARNING, f"not ready: {reason}")
+
+    def _held(self) -> tuple[int, str]:
+        """Whether the heartbeat is lost; where that takes this replica out, readiness says so too."""
+        return (logging.WARNING, "heartbeat lost") if self.lease.lost() else (logging.INFO, _HELD)
+
+    def _drain(self) -> tuple[int, str]:
+        """The appointment, if there is one."""
+        at = self.lease.facts.me.draining_at if self.lease.facts else None
+        if at is None:
+            return logging.INFO, _NO_DRAIN
+        when = datetime.fromtimestamp(at / 1_000_000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return logging.INFO, f"draining: gives up its place at {when}"
+
     def _sync(self, connection: Connection) -> float | None:
         if not self._schema_usable and not self._has_schema(connection):
             return _SCHEMA_SECONDS
@@ -133,6 +195,12 @@ class Replica:
             raise
         return self.entitlements.seconds_to_change()
 
+    def _describe(self, error: Exception) -> str | None:
+        """An error of a sync in words fit for the log; None where the link has said all of it."""
+        if isinstance(error, RegistryError):
+            return str(error)
+        return None if self.link.measurement.failure else str(database.failure(error))
+
     def _judge(self, connection: Connection) -> None:
         """Three reads, one after the other, and then one verdict."""
         self._files.import_into(self.entitlements, connection)
@@ -144,6 +212,18 @@ class Replica:
         )
         self.entitlements.update(stored, facts, read_local=facts.read_local)
         self.lease.renew(facts)
+        self._compare_policies({row.exclude for row in (*facts.members, facts.me)})
+
+    def _compare_policies(self, policies: set[str]) -> None:
+        """One line when replicas are seen to run different policies, and one when they no longer do."""
+        mixed = len(policies) > 1
+        if mixed and not self._mixed:
+            _log.warning(
+                "replicas run different policies (%s): no guarantee holds for both", ", ".join(sorted(policies))
+            )
+        elif self._mixed and not mixed:
+            _log.info("replicas run one policy again: %s", *policies)
+        self._mixed = mixed
 
     def _has_schema(self, connection: Connection) -> bool:
         """Whether the schema is usable; where it is not, begin to upgrade it, or say once who must."""
@@ -164,10 +244,3 @@ class Replica:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + _SWEEP_SECONDS
             self.registry.sweep(connection)
-
-
-def _describe(error: Exception) -> str:
-    """An error of a sync in words fit for the log."""
-    if isinstance(error, RegistryError):
-        return str(error)
-    return str(database.failure(error))

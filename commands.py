@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import click
@@ -14,16 +16,21 @@ from flask import Flask
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+import auth.commands
 import database
 import entitlements.commands
 import entitlements.service
+import overview
 import replicas.commands
 import schema
-from database_url import parse
+from auth import Tokens
+from database_url import UrlError, parse
 from entitlements import EntitlementsService
 from replicas import Registry
 from settings import Settings
 
+#: How many replicas `status` shows, one line each.
+_MOST_REPLICAS = 1000
 #: How long `status` waits for the replica on this host.
 _PROBE_SECONDS = 2.0
 
@@ -35,6 +42,7 @@ class Wiring(Protocol):
     engine: Engine
     entitlements: EntitlementsService
     registry: Registry
+    tokens: Tokens
 
 
 def register(app: Flask, wiring: Wiring) -> None:
@@ -47,6 +55,7 @@ def register(app: Flask, wiring: Wiring) -> None:
             yield connection
 
     app.cli.add_command(entitlements.commands.commands(wiring.entitlements, connect, show))
+    app.cli.add_command(auth.commands.commands(wiring.tokens, connect, show))
     app.cli.add_command(replicas.commands.commands(wiring.registry, connect, show))
     app.cli.add_command(_db(wiring))
     app.cli.add_command(_status(wiring, connect))
@@ -70,17 +79,25 @@ def _db(wiring: Wiring) -> click.Group:
     group = click.Group("db", help="The database schema.")
 
     @group.command()
-    def upgrade() -> None:
+    @click.option("--json", "as_json", is_flag=True, help="For programs.")
+    def upgrade(as_json: bool) -> None:
         """Bring the schema to this release.
 
         \b
         Example:
           flask --app app db upgrade
         """
-        engine = database.background_engine(wiring.settings.current_database_url, timeout_seconds=600)
+        engine = database.background_engine(
+            wiring.settings.current_database_url,
+            timeout_seconds=600,
+            connect_seconds=wiring.settings.database_timeout_seconds,
+        )
         with _failing_in_words(wiring.settings):
             schema.upgrade(engine)
-        click.echo(f"the schema is at revision {schema.REVISION} or newer")
+        if as_json:
+            show([{"revision": schema.REVISION}], True)
+        else:
+            click.echo(f"the schema is at revision {schema.REVISION} or newer")
 
     return group
 
@@ -103,12 +120,8 @@ def _status(wiring: Wiring, connect: Callable[[], Any]) -> click.Command:
         found: dict[str, Any] = {"ready": code == 200, "readyz": body.splitlines(), "policy": wiring.settings.exclude}
         try:
             with connect() as connection:
-                stored = wiring.entitlements.read(connection)
-                rows = wiring.registry.active(connection, count=1000)
-                found["deployment_id"] = wiring.entitlements.deployment_id(connection)
-            found["licenses"] = [entitlements.service.summary(row) for row in stored.rows]
-            found["replicas"] = [row.id for row in rows]
-            found["policies"] = sorted({row.exclude for row in rows})
+                seen = overview.read(connection, wiring.entitlements, wiring.registry, most=_MOST_REPLICAS)
+            found |= _fleet(seen, wiring.settings.exclude)
         except click.ClickException as error:
             found["database"] = error.format_message()
         click.echo(json.dumps(found, indent=2) if as_json else _for_people(found))
@@ -117,18 +130,67 @@ def _status(wiring: Wiring, connect: Callable[[], Any]) -> click.Command:
     return status
 
 
+def _fleet(seen: overview.Overview, exclude: str) -> dict[str, Any]:
+    """What the shared database says, for programs."""
+    return {
+        "deployment_id": seen.deployment_id,
+        "licenses": [entitlements.service.summary(row) for row in seen.stored.rows],
+        "allowed": seen.allowed,
+        "violation": seen.last is not None,
+        "notices": [
+            {
+                "code": notice.code,
+                "message": notice.message,
+                "detail": notice.detail,
+                "severity": notice.severity,
+                "blocking": notice.blocking,
+            }
+            for notice in overview.notices(seen, exclude=exclude)
+        ],
+        "replicas": [
+            {
+                "id": replica.id,
+                "hostname": replica.hostname,
+                "version": replica.version,
+                "state": state,
+                "policy": replica.exclude,
+                "draining_at": None if replica.draining_at is None else _time(replica.draining_at),
+                "updated_at": _time(replica.updated_at),
+            }
+            for replica, state in seen.replicas
+        ],
+        "complete": seen.complete,
+        "policies": seen.policies,
+    }
+
+
 def _for_people(found: dict[str, Any]) -> str:
     lines = ["ready" if found["ready"] else "not ready", *(f"  {line}" for line in found["readyz"])]
     lines.append(f"policy: {found['policy']} ({_POLICIES[found['policy']]})")
     if "database" in found:
         return "\n".join([*lines, f"database: {found['database']}"])
+    for notice in found["notices"]:
+        lines += [f"{notice['severity']}: {notice['message']}", f"  {notice['detail']}"]
     if len(found["policies"]) > 1:
         lines.append(f"warning: replicas run different policies: {', '.join(found['policies'])}")
     refused = sum(1 for license_ in found["licenses"] if license_["refusal"])
     lines.append(f"deployment: {found['deployment_id']}")
     lines.append(f"licenses: {len(found['licenses'])} stored, {refused} of them refused")
-    lines.append(f"replicas: {len(found['replicas'])} active")
+    may = "any number" if found["allowed"] is None else str(found["allowed"])
+    lines.append(f"replicas: {len(found['replicas'])}{'' if found['complete'] else ' or more'} active, {may} may serve")
+    width = max((len(row["hostname"]) for row in found["replicas"]), default=0)
+    lines += [f"  {row['id']}  {row['hostname']:{width}}  {_doing(row)}" for row in found["replicas"]]
     return "\n".join(lines)
+
+
+def _doing(row: dict[str, Any]) -> str:
+    if row["draining_at"] is None or row["state"] == "draining":
+        return str(row["state"])
+    return f"{row['state']}, hands its place over at {row['draining_at']}"
+
+
+def _time(instant: int) -> str:
+    return datetime.fromtimestamp(instant / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _POLICIES = {
@@ -139,13 +201,15 @@ _POLICIES = {
 
 def _probe(url: str) -> tuple[int, str]:
     """Status and body of /readyz?verbose; 0 where nothing answers."""
+    # A proxy that the environment names for the outside knows nothing of this host.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{url}/readyz?verbose", timeout=_PROBE_SECONDS) as response:
+        with opener.open(f"{url}/readyz?verbose", timeout=_PROBE_SECONDS) as response:
             return response.status, response.read(65536).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read(65536).decode(errors="replace")
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return 0, f"no replica answers at {url}; start it with `gunicorn`, or name another with --url"
 
 
@@ -156,6 +220,6 @@ def _failing_in_words(settings: Settings) -> Iterator[None]:
         yield
     except schema.SchemaOutdatedError as error:
         raise click.ClickException(str(error)) from None
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, UrlError) as error:
         label, why = parse(settings.database_url).label, database.failure(error)
         raise click.ClickException(f"database {label}: {why}; is it up, and is DATABASE_URL right?") from None

@@ -247,7 +247,8 @@ def fill(connection: Connection, drained: int, stale: int, aged: int, in_grace: 
         connection.exec_driver_sql(
             "INSERT INTO readygate_replicas (id, hostname, version, created_at, started_at, updated_at, stopped_at,"
             " draining_at, drained_at, stale_after, grace, exclude, database_latency)"
-            f" SELECT gen_random_uuid()::text, 'host', '0.1.0', {started} + {place} + i, {started} + {place} + i, {beat}, NULL, CAST({drained_at} AS bigint),"
+            f" SELECT gen_random_uuid()::text, 'host', '0.1.0', {started} + {place} + i, {started} + {place} + i,"
+            f" {beat}, NULL, CAST({drained_at} AS bigint),"
             f" CAST({drained_at} AS bigint), {_HOUR}, 60000000, 'all', 300 FROM generate_series(1, {count}) AS i"
         )
         place += count

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,53 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import faults  # noqa: E402  # the import path is set first
 import postgres as pg  # noqa: E402  # the import path is set first
+import wheels  # noqa: E402  # the same
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What runs longer, or again, on demand."""
+    parser.addoption("--simulate-steps", type=int, default=200_000, help="steps of the simulation of a fleet")
+    parser.addoption("--simulate-seed", type=int, help="the one seed of the simulation to run again")
+    parser.addoption("--screenshots", type=Path, help="a folder that gets pictures of the status page")
+    parser.addoption("--all-workers", action="store_true", help="each fault with every combination of workers")
+    parser.addoption("--write-faults", action="store_true", help="the times of each fault to docs/figures/faults.json")
+    parser.addoption("--recycles", type=int, default=8, help="how often the workers of a server are recycled")
+    parser.addoption("--soak-seconds", type=int, default=60, help="how long faults come at random")
+    parser.addoption("--soak-seed", type=int, default=1, help="which faults, and when")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a fault runs with one combination of workers, or with all."""
+    if "case" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("workers")
+        assert marker is not None, "which combination of workers runs without --all-workers?"
+        chosen = faults.cases(marker.args, all_of_them=metafunc.config.getoption("--all-workers"), **marker.kwargs)
+        metafunc.parametrize("case", chosen, ids=str)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """What a noisy machine spoilt is measured once more."""
+    if "case" not in pyfuncitem.fixturenames:
+        return None
+    values = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    try:
+        pyfuncitem.obj(**values)
+    except faults.NoisyMachineError as error:
+        print(f"measured once more: {error}")
+        pyfuncitem.obj(**values)
+    return True
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Iterator[faults.Figures]:
+    """The times of this run; kept with --write-faults."""
+    found = faults.Figures()
+    yield found
+    if request.config.getoption("--write-faults"):
+        found.write(ROOT / "docs" / "figures" / "faults.json")
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +100,51 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """A new, empty database: the test runs once on each kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel for other apps."""
+    return wheels.build(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def with_health(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment after `pip install readygate gunicorn`."""
+    return wheels.environment(tmp_path_factory.mktemp("health") / "venv", str(wheel), "gunicorn")
+
+
+@pytest.fixture(scope="session")
+def with_all(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment after `pip install readygate[all]`, with what host apps bring."""
+    hosts = ("gunicorn", "alembic", "Flask-SQLAlchemy", "psycopg", "psycopg-binary")
+    return wheels.environment(tmp_path_factory.mktemp("all") / "venv", f"{wheel}[all]", *hosts)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter: pytest keeps its own for itself, and shuts them again at each start."""
+    with tempfile.TemporaryDirectory(prefix="readygate-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages that `readygate` logs during the test."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, collector = logging.getLogger("readygate"), Collector()
+    before, level = logger.handlers[:], logger.level
+    logger.handlers[:] = [collector]
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.handlers[:] = before
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,17 @@ def free_port() -> int:
 class Server:
     """One cluster in a temporary folder."""
 
-    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        settings: dict[str, str] | None = None,
+        programs: Path = BIN,
+        primary: Server | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """`programs`: the folder of another PostgreSQL's; the wheel's speaks no TLS. `primary`: it is its standby."""
+        self._environment = {**os.environ, **(environment or {})}
+        self._programs = programs
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="readygate-pg-"))
@@ -45,9 +56,13 @@ class Server:
         self.port = free_port()
         self.settings = {"fsync": "off", "listen_addresses": "127.0.0.1", **(settings or {})}
         if self._user:
-            _let_others_enter(BIN)
+            _let_others_enter(programs)
             os.chown(self.folder, pwd.getpwnam(self._user).pw_uid, -1)
             self.folder.chmod(0o755)
+        if primary is not None:
+            self._run("pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-d", primary.url())
+            self.start()
+            return
         self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "utf8", "--no-sync")
         self.start()
 
@@ -61,15 +76,29 @@ class Server:
         """Stop it: `smart`, `fast`, or `immediate` (a crash)."""
         self._run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "-m", mode, "stop")
 
+    def crash(self) -> float:
+        """Have it drop everything, as `immediate` does; the monotonic instant at which it was told to."""
+        file = self.data / "postmaster.pid"
+        main = int(file.read_text().split()[0])
+        at = time.monotonic()
+        os.kill(main, signal.SIGQUIT)
+        # The process itself is gone for good only once init has looked.
+        while file.exists():
+            assert time.monotonic() - at < 30
+            time.sleep(0.005)
+        return at
+
     def hang(self) -> None:
         """Stop every process of it in its tracks: connections are accepted by the kernel, nothing ever answers."""
-        for process in self._processes():
-            process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Undo `hang`."""
-        for process in self._processes():
-            process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def promote(self) -> None:
+        """Make a primary of this standby, and wait until it is one."""
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-t", "60", "promote")
 
     def url(self, database: str = "postgres", **query: str) -> str:
         """Its URL for `database`."""
@@ -83,6 +112,11 @@ class Server:
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _signal(self, number: int) -> None:
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # A backend may end meanwhile.
+                process.send_signal(number)
+
     def _processes(self) -> list[psutil.Process]:
         try:
             main = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
@@ -92,13 +126,14 @@ class Server:
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [BIN / program, *arguments],
+            [self._programs / program, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
             timeout=120,
             user=self._user,
+            env=self._environment,
             cwd="/",
         )
 

@@ -11,14 +11,17 @@ import time
 class Proxy:
     """Forwards connections to a port on this host. Change its fields while it runs."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, host: str = "127.0.0.1") -> None:
+        """`host`: the address at which it listens."""
         self.target_port = target_port
         #: Seconds for which every message from the client is held.
         self.delay_seconds = 0.0
         #: Whether nothing is forwarded any more, either way, and no connection is closed: a partition.
         self.cut = False
+        #: How many messages came from clients.
+        self.messages = 0
         self._stop = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self._listener.settimeout(0.2)
         self.port = int(self._listener.getsockname()[1])
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -59,6 +62,8 @@ class Proxy:
                 continue
             except OSError:
                 break
+            if hold and data:
+                self.messages += 1
             if hold and self.delay_seconds:
                 self._stop.wait(self.delay_seconds)
             while self.cut and not self._stop.is_set():

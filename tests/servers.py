@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from postgres import free_port
@@ -25,8 +26,17 @@ class Gunicorn:
     """One master."""
 
     def __init__(
-        self, url: str, *arguments: str, workers: int = 2, prefix: tuple[str, ...] = (), **variables: str
+        self,
+        url: str,
+        *arguments: str,
+        workers: int = 2,
+        prefix: tuple[str, ...] = (),
+        program: str = str(Path(sys.executable).with_name("gunicorn")),
+        folder: Path = ROOT,
+        **variables: str,
     ) -> None:
+        """`program`: another gunicorn than ours. `folder`: where the code is, if not here."""
+        self.host = "127.0.0.1"
         self.port = free_port()
         self.log = Path(tempfile.mkstemp(prefix="readygate-log-")[1])
         environment = {
@@ -42,8 +52,8 @@ class Gunicorn:
         self.started = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*prefix, str(Path(sys.executable).with_name("gunicorn")), *arguments],
-                cwd=ROOT,
+                [*prefix, program, *arguments],
+                cwd=folder,
                 env={name: value for name, value in environment.items() if value},
                 stdout=log,
                 stderr=log,
@@ -61,7 +71,7 @@ class Gunicorn:
 
     def get(self, path: str = "/readyz", *, timeout: float = 5) -> tuple[int, str]:
         """Status and body; (0, what went wrong) where there was no answer."""
-        return get(self.port, path, timeout=timeout)
+        return get(self.port, path, timeout=timeout, host=self.host)
 
     def send(self, number: int) -> None:
         """Send the master a signal."""
@@ -84,10 +94,13 @@ class Gunicorn:
 
 @contextlib.contextmanager
 def gunicorn(
-    url: str, *arguments: str, workers: int = 2, prefix: tuple[str, ...] = (), **variables: str
+    url: str,
+    *arguments: str,
+    workers: int = 2,
+    **options: Any,
 ) -> Iterator[Gunicorn]:
     """A running master; nothing of it is left afterwards."""
-    server = Gunicorn(url, *arguments, workers=workers, prefix=prefix, **variables)
+    server = Gunicorn(url, *arguments, workers=workers, **options)
     try:
         yield server
     finally:
@@ -95,9 +108,9 @@ def gunicorn(
         server.log.unlink()
 
 
-def get(port: int, path: str, *, timeout: float = 5, method: str = "GET") -> tuple[int, str]:
+def get(port: int, path: str, *, timeout: float = 5, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
     """Status and body of a request on a connection of its own; (0, what went wrong) where there was no answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request(method, path, headers={"Connection": "close"})
         response = connection.getresponse()

@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import postgres as pg
 import pytest
@@ -51,6 +53,11 @@ def sampled(*servers: Gunicorn, path: str = "/readyz") -> Iterator[list[tuple[in
 def rows(url: str) -> list[str]:
     """The ids of the replicas that have not stopped, on either database."""
     return [row["id"] for row in json.loads(flask(url, "replicas", "list", "--json").output)]
+
+
+def others(server: Gunicorn, before: set[int]) -> bool:
+    """Whether its workers are not those of before."""
+    return {worker.pid for worker in server.workers()} != before
 
 
 def flask(url: str, *arguments: str, **variables: str) -> Result:
@@ -101,7 +108,7 @@ def test_four_workers_are_one_replica_whatever_becomes_of_them(database_url: str
             for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGHUP):
                 before = {worker.pid for worker in server.workers()}
                 server.send(number)
-                until(lambda before=before: {worker.pid for worker in server.workers()} != before)
+                until(partial(others, server, before))
             time.sleep(4)
             assert rows(database_url) == identity
         assert set(answered) == {(200, "OK")}
@@ -172,7 +179,7 @@ def test_workers_without_their_master_answer_heartbeat_lost(database_url: str) -
 
 
 def test_a_license_lets_both_serve_and_its_removal_takes_both_out(database_url: str, keys: Path) -> None:
-    variables = {"READYGATE_LICENSE_KEYS": public(keys)}
+    variables: dict[str, Any] = {"READYGATE_LICENSE_KEYS": public(keys)}
     with gunicorn(database_url, **variables) as one, gunicorn(database_url, **variables) as two:
         until(lambda: answers(one, "entitlement error") and answers(two, "entitlement error"))
         stored = add_license(database_url, keys, "high_availability")
@@ -183,7 +190,7 @@ def test_a_license_lets_both_serve_and_its_removal_takes_both_out(database_url: 
 
 
 def test_a_replica_limit_keeps_the_longest_serving(database_url: str, keys: Path) -> None:
-    variables = {"READYGATE_LICENSE_KEYS": public(keys)}
+    variables: dict[str, Any] = {"READYGATE_LICENSE_KEYS": public(keys)}
     with contextlib.ExitStack() as stack:
         servers = []
         for _ in range(3):
@@ -224,17 +231,17 @@ def test_a_new_master_never_takes_an_identity_from_outside(postgres_url: str) ->
 
 def test_ten_servers_starting_at_once_on_an_empty_database_all_come_up(postgres_url: str) -> None:
     with contextlib.ExitStack() as stack:
-        long = {"READYGATE_REPLICA_GRACE_SECONDS": "600", "READYGATE_DATABASE_TIMEOUT_SECONDS": "10"}
+        long: dict[str, Any] = {"READYGATE_REPLICA_GRACE_SECONDS": "600", "READYGATE_DATABASE_TIMEOUT_SECONDS": "10"}
         servers = [stack.enter_context(gunicorn(postgres_url, workers=1, **long)) for _ in range(10)]
         for server in servers:
-            until(lambda server=server: ready(server), seconds=60)
+            until(partial(ready, server), seconds=60)
         assert len(rows(postgres_url)) == 10
 
 
 def test_sigterm_sigint_and_sigquit_all_leave(postgres_url: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         with gunicorn(postgres_url, workers=1) as server:
-            until(lambda server=server: ready(server))
+            until(partial(ready, server))
             server.stop(number)
             assert rows(postgres_url) == []
 
@@ -247,7 +254,6 @@ def test_a_wrong_variable_stops_the_start_with_one_line_that_names_it(sqlite_url
 
 
 def test_gevent_on_sqlite_is_refused_at_start(sqlite_url: str) -> None:
-    pytest.importorskip("gevent")
     with gunicorn(sqlite_url, "--worker-class", "gevent") as server:
         assert server.process.wait(20) == 1
         assert "gevent needs PostgreSQL" in server.lines
@@ -257,7 +263,7 @@ def test_gevent_on_sqlite_is_refused_at_start(sqlite_url: str) -> None:
 def test_a_key_file_that_turns_bad_survives_sighup(postgres_url: str, keys: Path, tmp_path: Path) -> None:
     copy = tmp_path / "keys.json"
     copy.write_text(Path(public(keys)).read_text())
-    variables = {"READYGATE_LICENSE_KEYS": str(copy)}
+    variables: dict[str, Any] = {"READYGATE_LICENSE_KEYS": str(copy)}
     with gunicorn(postgres_url, **variables) as one, gunicorn(postgres_url, **variables) as two:
         until(lambda: ready(one) and ready(two))
         add_license(postgres_url, keys, "high_availability")
@@ -275,3 +281,37 @@ def test_head_is_answered_without_a_body(sqlite_url: str) -> None:
         until(lambda: ready(server))
         assert get(server.port, "/readyz", method="HEAD") == (200, "")
         assert get(server.port, "/healthz", method="HEAD") == (200, "")
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_database_file_that_is_gone_when_a_worker_boots_is_the_databases_failure(
+    postgres_url: str, tmp_path: Path, preload: bool
+) -> None:
+    file = tmp_path / "url"
+    file.write_text(postgres_url)
+    arguments = ["--preload"] if preload else []
+    with gunicorn("", *arguments, DATABASE_URL_FILE=str(file)) as server:
+        until(lambda: ready(server))
+        file.rename(tmp_path / "away")
+        # A connection that stands asks for no password; a new worker's does.
+        before = {worker.pid for worker in server.workers()}
+        server.send(signal.SIGHUP)
+        until(lambda: before.isdisjoint(worker.pid for worker in server.workers()))
+        until(lambda: answers(server, "database unreachable"))
+        assert server.get("/healthz") == (200, "OK")
+        assert server.lines.count(": other (DATABASE_URL_FILE)") == 2
+        (tmp_path / "away").rename(file)
+        until(lambda: ready(server), seconds=3)
+        assert server.lines.count("answers again") == 2
+        assert "Traceback" not in server.lines
+
+
+def test_replicas_with_different_policies_say_so_once(postgres_url: str) -> None:
+    with gunicorn(postgres_url, workers=1) as one:
+        until(lambda: ready(one))
+        with gunicorn(postgres_url, workers=1, READYGATE_EXCLUDE="surplus") as two:
+            until(lambda: "different policies (all, surplus)" in one.lines and "different policies" in two.lines)
+            assert "different policies: all, surplus" in flask(postgres_url, "status").output
+            two.stop()
+        until(lambda: "one policy again: all" in one.lines)
+        assert one.lines.count("different policies") == 1
