@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,14 @@ def until(what: Callable[[], bool], *, seconds: float = 20) -> float:
 def ready(server: Gunicorn) -> bool:
     """Whether a dozen answers in a row are 200: one alone is one worker's."""
     return all(server.get() == (200, "OK") for _ in range(12))
+
+
+def all_ready(server: Gunicorn) -> bool:
+    """Whether each of its workers has logged that it is ready: those of an idle server need not all be asked."""
+    return all(
+        re.search(rf"\[{worker.pid}\] \[INFO\] readygate\.watch: .*: ready$", server.lines, re.MULTILINE)
+        for worker in server.workers()
+    )
 
 
 def answers(server: Gunicorn, body: str) -> bool:

@@ -117,14 +117,15 @@ def test_cut_off(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> No
 
 @pytest.mark.workers("gevent", False)
 def test_slow_by_200_ms(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> None:
-    with case.serve(proxied) as master:
+    # A sync of three statements then takes over a second: within the lease of any heartbeat that suits such a network.
+    with case.serve(proxied, READYGATE_HEARTBEAT_SECONDS="2") as master:
         until(lambda: ready(master))
         with watched(master) as watch:
             proxy.delay_seconds = 0.2
             time.sleep(6)
             proxy.delay_seconds = 0.0
         assert set(watch.ready) == {"200 OK"}
-        assert [line for line in told(master, watch) if "schema: at revision" not in line] == []
+        assert told(master, watch) == []
     figures.note("slow, 200 ms", case, watch)
 
 
@@ -270,7 +271,7 @@ def test_the_previous_release_on_this_schema(database: str, case: Case, tmp_path
             old.stop()
             assert "Traceback" not in old.lines
         assert set(watch.ready) == {"200 OK"}
-        assert [line for line in told(master, watch) if "schema: at revision" not in line] == []
+        assert told(master, watch) == []
     figures.note("the previous release's code beside this one", case, watch)
 
 

@@ -17,7 +17,7 @@ import postgres as pg
 import pytest
 from click.testing import Result
 from flask.testing import FlaskCliRunner
-from servers import GRACE, HEARTBEAT, Gunicorn, answers, get, gunicorn, ready, until
+from servers import GRACE, HEARTBEAT, Gunicorn, all_ready, answers, get, gunicorn, ready, until
 
 import settings
 from app import create_app
@@ -121,7 +121,7 @@ def test_four_workers_are_one_replica_whatever_becomes_of_them(database_url: str
 
 def test_recycling_by_max_requests_changes_neither_the_replica_nor_its_readiness(database_url: str) -> None:
     with gunicorn(database_url, "--max-requests", "40", "--max-requests-jitter", "20") as server:
-        until(lambda: ready(server))
+        until(lambda: ready(server) and all_ready(server))
         identity = rows(database_url)
         first = {worker.pid for worker in server.workers()}
         with sampled(server) as answered:

@@ -15,7 +15,7 @@ import pytest
 from faults import Case, Figures, recovered, watched
 from proxy import Proxy
 from servers import Gunicorn, ready, until
-from test_faults_processes import at_rest
+from test_faults_processes import at_rest, no_more
 
 pytestmark = pytest.mark.server
 
@@ -51,7 +51,7 @@ def test_faults_at_random_leave_nothing_behind(request: pytest.FixtureRequest, c
                 happened += 1
                 time.sleep(chance.uniform(0.0, 1.0))
         after = rested(master, server)
-        assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
+        assert no_more(after, before), (before, after)
         grown = memory(master) / size
         assert grown < _GROWN
         assert "Traceback" not in master.lines

@@ -67,6 +67,17 @@ class Line:
         """The names of those that answer 200 now."""
         return [name for name, server in self.servers.items() if server.get(timeout=1)[0] == 200]
 
+    def alone(self) -> str:
+        """Wait until exactly one answers 200; its name."""
+        found: list[str] = []
+
+        def one() -> bool:
+            found[:] = self.serving()
+            return len(found) == 1
+
+        until(one)
+        return found[0]
+
     def order(self) -> list[str]:
         """The names in the line's order, as the table has it."""
         rows = pg.execute(
@@ -178,11 +189,11 @@ def test_pauses_of_any_length_never_let_two_serve_at_once(line: Line) -> None:
     lengths = random.Random(seed)
     print(f"seed {seed}")
     for _ in range(8):
-        until(lambda: len(line.serving()) == 1)
+        one = line.alone()
         # Around the ends of the lease and of the staleness: the awkward moments to wake up.
-        with paused(line.servers[line.serving()[0]]):
+        with paused(line.servers[one]):
             time.sleep(lengths.uniform(0.5 * STALE, 1.5 * STALE + HEARTBEAT))
-    until(lambda: len(line.serving()) == 1)
+    line.alone()
     line.check()
 
 

@@ -30,16 +30,24 @@ def upgrade() -> None:
         "readygate_replicas",
         [sa.literal_column("(started_at + grace)")],
         unique=False,
-        postgresql_where=sa.text("stopped_at IS NULL"),
-        sqlite_where=sa.text("stopped_at IS NULL"),
+        postgresql_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
+        sqlite_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
+    )
+    op.create_index(
+        "readygate_replicas_grace",
+        "readygate_replicas",
+        ["grace"],
+        unique=False,
+        postgresql_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
+        sqlite_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
     )
     op.create_index(
         "readygate_replicas_line",
         "readygate_replicas",
         ["created_at", "id"],
         unique=False,
-        postgresql_where=sa.text("stopped_at IS NULL"),
-        sqlite_where=sa.text("stopped_at IS NULL"),
+        postgresql_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
+        sqlite_where=sa.text("stopped_at IS NULL AND drained_at IS NULL"),
     )
 
 
