@@ -98,10 +98,15 @@ that a fault begins and once that it ends.
 
 def main() -> None:
     """Write the page."""
+    PAGE.write_text(page())
+
+
+def page() -> str:
+    """All of docs/faults.md."""
     figures: dict[str, dict[str, dict[str, Any]]] = json.loads(FIGURES.read_text())
     rows = [_row(fault, figures[fault].values()) for fault in SEEN if fault in figures]
     soak = next(iter(figures.get("at random", {}).values()), None)
-    PAGE.write_text(_TEXT.format(rows="\n".join(rows), soak=_soak(soak)))
+    return _TEXT.format(rows="\n".join(rows), soak=_soak(soak))
 
 
 def _row(fault: str, measured: Iterable[dict[str, Any]]) -> str:

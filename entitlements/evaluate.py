@@ -103,6 +103,8 @@ class Entitlements:
 
     now: int
     features: Mapping[str, Feature] = field(default_factory=dict)
+    #: Seconds since 1970 until which time alone changes none of the features; None: it never does.
+    features_until: int | None = None
     notices: tuple[Notice, ...] = ()
     #: Whether an error takes this replica out.
     blocked: bool = False
@@ -120,7 +122,12 @@ class Entitlements:
     licenses: tuple[License, ...] = ()
 
     def feature(self, name: str, at: float) -> Feature:
-        """The feature as the same licenses grant it at another instant (seconds)."""
+        """The feature as the same licenses grant it at another instant (seconds), from `now` on.
+
+        Looked up and not judged, until time changes any: host apps ask at every request, and licenses may be many.
+        """
+        if self.features_until is None or at < self.features_until:
+            return self.features.get(name, NOT_ENTITLED)
         return _feature(name, self.licenses, at)
 
     @property
@@ -177,6 +184,7 @@ def evaluate(
     return Entitlements(
         now=fleet.now,
         features=_features(licenses, seconds),
+        features_until=min((one for one in _changes(licenses) if one > seconds), default=None),
         notices=tuple(notices),
         blocked=judged.blocked,
         blocked_at=blocked_at,
@@ -249,11 +257,7 @@ def _next_changes(
     """
     instants = {member.aged_at for member in (*fleet.members, fleet.me)}
     drains = {member.draining_at for member in (*fleet.members, fleet.me) if member.draining_at is not None}
-    of_licenses = {
-        instant * _MICRO
-        for license_ in licenses
-        for instant in (license_.not_before, license_.license_expires, license_.expires)
-    }
+    of_licenses = {instant * _MICRO for instant in _changes(licenses)}
     ahead = sorted(instant for instant in instants | drains | of_licenses if instant > fleet.now)
     changes_at = blocked_at = replaceable_at = None
     if len(ahead) > _INSTANTS and not judged.blocked:
@@ -371,6 +375,11 @@ def _takes_over(other: License, license_: License, seconds: float) -> bool:
         other.features.get(name, 0) >= number or (name == REPLICA_LIMIT and unlimited)
         for name, number in license_.features.items()
     ) and (unlimited or REPLICA_LIMIT in license_.features)
+
+
+def _changes(licenses: Iterable[License]) -> set[int]:
+    """Every instant (seconds) at which what a license grants changes by itself."""
+    return {at for one in licenses for at in (one.not_before, one.license_expires, one.expires)}
 
 
 def _features(licenses: Sequence[License], seconds: float) -> dict[str, Feature]:

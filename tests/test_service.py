@@ -7,8 +7,10 @@ import json
 import logging
 import threading
 import time
+import timeit
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,18 @@ def test_an_outage_does_not_hold_up_a_renewal_that_is_stored(clock: Clock) -> No
         limits.append((entitlements.enabled("seats"), entitlements.limit("seats")))
         clock.now += 100
     assert limits == [(True, 9), (True, 5), (False, None)]
+
+
+def test_a_question_of_a_host_costs_the_same_whatever_number_of_licenses_there_is(clock: Clock) -> None:
+    few, many = (a_service(clock=clock) for _ in range(2))
+    for one, number in ((few, 1), (many, 500)):
+        licenses = [granted(ends=100 + n, features={"seats": n + 1, f"f{n}": 1}) for n in range(number)]
+        one.update(stored(*licenses), replicas(1), read_local=clock.now)
+    assert (few.limit("seats"), many.limit("seats")) == (1, 500)
+    assert not many.enabled("nobody_sells_this")
+    # The least of some rounds: a pause of the machine is none of theirs.
+    times = {one: min(timeit.repeat(partial(one.limit, "seats"), number=200, repeat=9)) for one in (few, many)}
+    assert times[many] < 3 * times[few]
 
 
 def test_a_place_that_was_safe_can_be_lost_once_the_license_without_bound_ends(clock: Clock) -> None:
