@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 import entitlements
 from entitlements import EntitlementsService, Notice, Stored
-from entitlements.evaluate import Exclude
+from entitlements.verdict import Exclude
 from replicas import Registry, Replica
 from replicas.blueprint import state
 

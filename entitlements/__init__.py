@@ -22,11 +22,14 @@ An app gates its own views, and adds the warnings to its own answers:
 
 from .blueprint import Guard, blueprint, gate, warning_headers
 from .errors import EntitlementsError, KeySetError, LicenseError, LicenseExists, LicenseNotFound
-from .evaluate import ERROR_CODES, WARNING_CODES, Entitlements, Feature, Notice, allowed, evaluate
+from .evaluate import Entitlements, evaluate
+from .features import Feature
 from .keys import KeyFile, KeySet, key_set
 from .license import License, admit, read
+from .notices import ERROR_CODES, WARNING_CODES, Notice
 from .schema import metadata
 from .service import EntitlementsService, LicenseFiles, Stored, StoredLicense
+from .verdict import allowed
 
 __all__ = [
     "ERROR_CODES",

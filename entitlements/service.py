@@ -14,9 +14,12 @@ from uuid import uuid4
 from sqlalchemy.engine import Connection
 
 from .errors import LicenseError, LicenseExists, LicenseNotFound
-from .evaluate import NOT_ENTITLED, Entitlements, Exclude, Feature, Fleet, Notice, allowed, evaluate, to_read
+from .evaluate import Entitlements, evaluate
+from .features import NOT_ENTITLED, Feature
 from .keys import KeySet
 from .license import License, admit, read
+from .notices import Notice
+from .verdict import Exclude, Fleet, allowed, to_read
 
 _log = logging.getLogger("readygate.entitlements")
 _CLOCKS = {

@@ -20,10 +20,12 @@ gone, and reads the facts that decide over this replica. A `Lease` says how long
 """
 
 from .blueprint import Guard, blueprint
+from .errors import DrainEnded, RegistryError, ReplicaNotFound
 from .heartbeat import Heartbeat
 from .lease import HASTE, Lease
 from .membership import Judge, Membership
-from .registry import DrainEnded, Facts, Registry, RegistryError, Replica, ReplicaNotFound
+from .registry import Registry
+from .replica import Facts, Replica
 from .schema import metadata
 
 __all__ = [

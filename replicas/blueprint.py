@@ -13,7 +13,9 @@ from typing import Any
 from flask import Blueprint, Response, abort, jsonify, request, url_for
 from werkzeug.exceptions import HTTPException
 
-from .registry import DrainEnded, Registry, Replica, ReplicaNotFound
+from .errors import DrainEnded, ReplicaNotFound
+from .registry import Registry
+from .replica import Replica
 
 #: Called with the role that a route needs, `viewer` or `admin`, before anything else happens. Returns None to let the
 #: request pass, or the response that refuses it; may also abort.

@@ -12,7 +12,9 @@ from typing import Any
 import click
 from sqlalchemy.engine import Connection
 
-from .registry import Registry, RegistryError, Replica
+from .errors import RegistryError
+from .registry import Registry
+from .replica import Replica
 
 Show = Callable[[Sequence[dict[str, Any]], bool], None]
 _POLL_SECONDS = 0.2

@@ -17,8 +17,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from .errors import RegistryError
 from .membership import Membership
-from .registry import RegistryError
 
 #: How the identity reaches the workers. Set by the master before the fork and never taken from outside.
 VARIABLE = "READYGATE_REPLICA_ID"

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from .registry import Facts
+from .replica import Facts
 
 #: A verdict counts for two thirds of stale_after: it ends before any peer may write this replica off, also where the
 #: local clock is 10 % slow and the database's 10 % fast (spec, section 4).

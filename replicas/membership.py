@@ -14,9 +14,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from werkzeug.exceptions import ServiceUnavailable
 
+from .errors import RegistryError
 from .heartbeat import Heartbeat
 from .lease import Lease
-from .registry import Registry, RegistryError
+from .registry import Registry
 
 _log = logging.getLogger("readygate.replicas")
 #: A result older than the timeout and this is no result (spec, section 2).

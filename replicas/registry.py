@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
+
+from .errors import DrainEnded, RegistryError, ReplicaNotFound
+from .replica import Facts, Replica
 
 #: Microseconds since 1970, read when the statement reads it, not when its transaction began.
 _CLOCKS = {
@@ -27,62 +29,6 @@ _STALE = "(updated_at < {now} - stale_after OR updated_at > {now} + stale_after 
 _COUNTS = "stopped_at IS NULL AND drained_at IS NULL"
 _COLUMNS = "id, hostname, version, created_at, started_at, updated_at, stopped_at, draining_at, drained_at, stale_after"
 _COLUMNS += ", grace, exclude, database_latency"
-
-
-class RegistryError(Exception):
-    """The registry cannot do what was asked; the message says why."""
-
-
-class ReplicaNotFound(RegistryError):
-    """No replica that has not stopped has this id."""
-
-
-class DrainEnded(RegistryError):
-    """The appointment has passed: the place is given up, and others may have it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Replica:
-    """A row. Instants and durations are microseconds."""
-
-    id: str
-    hostname: str
-    version: str
-    created_at: int
-    started_at: int
-    updated_at: int
-    stopped_at: int | None
-    #: The instant at which it gives up its place; None: it keeps it.
-    draining_at: int | None
-    #: When somebody wrote down that it gave up its place; until then it counts.
-    drained_at: int | None
-    stale_after: int
-    grace: int
-    exclude: str
-    database_latency: int | None
-    #: Whether no heartbeat came for its own stale_after, or it is dated further ahead than a heartbeat.
-    stale: bool
-
-    @property
-    def aged_at(self) -> int:
-        """The end of its grace: from then on it counts."""
-        return self.started_at + self.grace
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What one sync read, at the database's instant `now`; `*_local` are instants of the local monotonic clock."""
-
-    now: int
-    #: Before the touch was sent: what peers hold against this replica is counted from no earlier.
-    touched_local: float
-    #: Before the read was sent, hence no later than `now`.
-    read_local: float
-    me: Replica
-    #: How many rows it asked for, less one; None: it asked for none but its own.
-    limit: int | None
-    #: Others and itself: the first of the line that count already, and the next whose grace ends.
-    members: tuple[Replica, ...]
 
 
 class Registry:

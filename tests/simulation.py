@@ -24,10 +24,10 @@ from greenlet import getcurrent, greenlet
 from simulated_database import CLOCKS, Database, Pending, Result, Rewrite
 
 from entitlements import EntitlementsService
-from entitlements.evaluate import allowed
 from entitlements.keys import KeySet, key_set
 from entitlements.license import License, read
 from entitlements.signing import issue, jwk
+from entitlements.verdict import allowed
 from replicas import Heartbeat, Lease, Registry, ReplicaNotFound
 
 HEARTBEAT, STALE, TIMEOUT = 5.0, 15.0, 5.0

@@ -30,7 +30,7 @@ from app import create_app
 from database import Failure
 from entitlements import signing
 from entitlements.blueprint import header_text
-from entitlements.evaluate import NO_LICENSE_MESSAGE
+from entitlements.notices import NO_LICENSE_MESSAGE
 from replicas import Heartbeat, Registry
 
 _KEY = Ed25519PrivateKey.generate()

@@ -26,7 +26,7 @@ import health
 import schema
 import settings
 from app import create_app
-from entitlements.evaluate import NO_LICENSE_MESSAGE
+from entitlements.notices import NO_LICENSE_MESSAGE
 from replicas import Registry
 
 ROOT = Path(__file__).resolve().parent.parent

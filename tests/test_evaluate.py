@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from entitlements import Entitlements, Feature, License, Notice, allowed, evaluate
-from entitlements.evaluate import Allowance, Exclude, to_read
+from entitlements.verdict import Allowance, Exclude, to_read
 
 DAY, YEAR = 86400, 365 * 86400
 MICRO = 1_000_000

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 import database
 import schema
 from replicas import Registry
-from replicas.registry import Facts
+from replicas.replica import Facts
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 SECOND, HOUR, SIZE = 1_000_000, 3_600_000_000, 3000

@@ -16,7 +16,7 @@ from test_api import _DAY, Api, a_license, make, small
 from werkzeug.test import TestResponse
 
 import status
-from entitlements.evaluate import NO_LICENSE_MESSAGE
+from entitlements.notices import NO_LICENSE_MESSAGE
 from status import words
 
 __all__ = ["make", "small"]  # Fixtures, known by their names.
