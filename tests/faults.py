@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servers import HEARTBEAT, Gunicorn, answers, gunicorn, ready, until
+from servers import HEARTBEAT, Gunicorn, all_ready, answers, gunicorn, ready, until
 
 import schema
 
@@ -153,6 +153,11 @@ def seconds_until(what: Callable[[], bool], *, within: float, since: float | Non
     return seconds
 
 
+def started(master: Gunicorn) -> None:
+    """Wait until every worker of a new server is ready: of an idle one, the same may give all the answers."""
+    until(lambda: all_ready(master) and ready(master))
+
+
 def noticed(master: Gunicorn, body: str, *, within: float, since: float | None = None) -> float:
     """Seconds until every worker answers `body`."""
     return seconds_until(lambda: answers(master, body), within=within, since=since)
@@ -180,11 +185,20 @@ def told(master: Gunicorn, watch: Watch | None = None) -> list[str]:
         raise NoisyMachineError(f"told twice, where sleeping is {watch.noise_seconds:.3f} s off: {sorted(twice)}")
     assert twice == set(), sorted(twice)
     assert "Traceback" not in master.lines
-    messages = [message for _, message in seen]
+    # Who asked for /readyz a dozen times may have been answered by the same worker each time.
+    until(lambda: not _unfinished(master), seconds=RECOVERED_SECONDS)
+    messages = [message for _, message in dict.fromkeys(_LINE.findall(master.lines))]
+    return [message for message in messages if not message.endswith(_AT_START)]
+
+
+def _unfinished(master: Gunicorn) -> set[str]:
+    """The workers that told of a failure, and not yet of its end."""
+    seen = set(_LINE.findall(master.lines))
+    found = set()
     for begins, ends in (
         (r"readygate.database: database \S+: (?!answers again)", "answers again"),
-        ("heartbeat failed", "heartbeat succeeds again"),
+        (r"readygate.\w+: heartbeat failed", "heartbeat succeeds again"),
     ):
-        begun = {pid for pid, message in seen if re.match(begins, message) or begins in message}
-        assert begun <= {pid for pid, message in seen if ends in message}, messages
-    return [message for message in messages if not message.endswith(_AT_START)]
+        begun = {pid for pid, message in seen if re.match(begins, message)}
+        found |= begun - {pid for pid, message in seen if ends in message}
+    return found

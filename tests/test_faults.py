@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,18 @@ from faults import (
     Figures,
     noticed,
     recovered,
+    started,
     told,
     watched,
 )
 from proxy import Proxy
-from servers import HEARTBEAT, ROOT, gunicorn, ready, until
+from servers import HEARTBEAT, ROOT, Gunicorn, gunicorn, ready, until
 
 pytestmark = pytest.mark.server
 
 #: How long a fault goes on once it was noticed.
 _AWHILE = 3.0
+_READ_ONLY = "heartbeat failed: read only (25006)"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def proxied(server: pg.Server, database: str, proxy: Proxy) -> str:
 @pytest.mark.workers("gthread", False)
 def test_refused(server: pg.Server, database: str, case: Case, figures: Figures) -> None:
     with case.serve(database) as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at = server.crash()
             try:
@@ -87,7 +90,7 @@ def test_refused(server: pg.Server, database: str, case: Case, figures: Figures)
 def test_hung(server: pg.Server, database: str, case: Case, figures: Figures) -> None:
     # One worker that does one thing at a time is the hardest.
     with case.serve(database, workers=2 if case.kind == "gthread" else 1) as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at = time.monotonic()
             server.hang()
@@ -104,7 +107,7 @@ def test_hung(server: pg.Server, database: str, case: Case, figures: Figures) ->
 @pytest.mark.workers("gevent", True)
 def test_cut_off(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> None:
     with case.serve(proxied) as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at, proxy.cut = time.monotonic(), True
             seconds = noticed(master, UNREACHABLE, within=HUNG_SECONDS, since=at)
@@ -119,7 +122,7 @@ def test_cut_off(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> No
 def test_slow_by_200_ms(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> None:
     # A sync of three statements then takes over a second: within the lease of any heartbeat that suits such a network.
     with case.serve(proxied, READYGATE_HEARTBEAT_SECONDS="2") as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             proxy.delay_seconds = 0.2
             time.sleep(6)
@@ -132,7 +135,7 @@ def test_slow_by_200_ms(proxied: str, proxy: Proxy, case: Case, figures: Figures
 @pytest.mark.workers("gthread", True)
 def test_slow_by_2_s_where_that_is_too_long(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> None:
     with case.serve(proxied) as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at, proxy.delay_seconds = time.monotonic(), 2.0
             seconds = noticed(master, UNREACHABLE, within=HUNG_SECONDS, since=at)
@@ -148,7 +151,7 @@ def test_slow_by_2_s_where_that_is_too_long(proxied: str, proxy: Proxy, case: Ca
 def test_slow_by_2_s_where_that_is_in_time(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> None:
     usual: dict[str, Any] = {"READYGATE_DATABASE_TIMEOUT_SECONDS": "5", "READYGATE_HEARTBEAT_SECONDS": "5"}
     with case.serve(proxied, **usual) as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             proxy.delay_seconds = 2.0
             time.sleep(13)
@@ -162,7 +165,7 @@ def test_slow_by_2_s_where_that_is_in_time(proxied: str, proxy: Proxy, case: Cas
 def test_connections_exhausted(server: pg.Server, database: str, case: Case, figures: Figures) -> None:
     name = database.rsplit("/", 1)[1]
     with case.serve(database) as master, contextlib.ExitStack() as stack:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             administrator = stack.enter_context(contextlib.closing(_connect(server, "postgres")))
             _take_all(server, stack)
@@ -214,7 +217,7 @@ def test_password_rotated(server: pg.Server, database: str, case: Case, tmp_path
 
     try:
         with case.serve("", DATABASE_URL_FILE=str(file)) as master:
-            until(lambda: ready(master))
+            started(master)
             with watched(master) as watch:
                 at = rotate("second")
                 seconds = noticed(master, UNREACHABLE, within=REFUSED_SECONDS, since=at)
@@ -236,7 +239,7 @@ def test_password_rotated(server: pg.Server, database: str, case: Case, tmp_path
 def test_table_locked_by_a_migration(server: pg.Server, database: str, case: Case, figures: Figures) -> None:
     # Another could take the place of one that cannot beat, so it is out, and says why; the database is not to blame.
     with case.serve(database, READYGATE_EXCLUDE="surplus") as master:
-        until(lambda: ready(master))
+        started(master)
         with contextlib.closing(_connect(server, database.rsplit("/", 1)[1])) as migration, watched(master) as watch:
             migration.run("BEGIN")
             migration.run("ALTER TABLE readygate_replicas ADD COLUMN something int")
@@ -259,7 +262,7 @@ def test_table_locked_by_a_migration(server: pg.Server, database: str, case: Cas
 def test_the_previous_release_on_this_schema(database: str, case: Case, tmp_path: Path, figures: Figures) -> None:
     previous = _previous_release(tmp_path)
     with case.serve(database, READYGATE_REPLICA_GRACE_SECONDS="60") as master:
-        until(lambda: ready(master))
+        started(master)
         older = gunicorn(
             database, *case.arguments, folder=previous, **{**SHORT, "READYGATE_REPLICA_GRACE_SECONDS": "60"}
         )
@@ -309,20 +312,26 @@ def test_a_standby_promoted_and_back(proxy: Proxy, case: Case, figures: Figures)
                 stack.callback(standby.remove)
                 assert pg.execute(standby.url(), "SELECT pg_is_in_recovery()") == [(True,)]
                 proxy.target_port = standby.port
+                refused = master.lines.count(_READ_ONLY)
                 at = primary.crash()
                 seconds = max(seconds, noticed(master, "heartbeat lost", within=LEASE_SECONDS, since=at))
                 assert master.get("/readyz/database") == (200, "OK")
+                until(partial(_refused_again, master, refused))
                 at = time.monotonic()
                 standby.promote()
                 back = max(back, recovered(master, since=at))
                 primary = standby
         # The same replica, in the same row.
         assert pg.execute(primary.url("shop"), "SELECT count(*) FROM readygate_replicas") == [(1,)]
-        assert "heartbeat failed: read only (25006)" in master.lines
         assert "Traceback" not in master.lines
     figures.note(
         "failover to a read-only standby", case, watch, noticed=seconds, promised=LEASE_SECONDS, recovered=back
     )
+
+
+def _refused_again(master: Gunicorn, before: int) -> bool:
+    """Whether a worker has told that it may not write, once more than `before`."""
+    return master.lines.count(_READ_ONLY) > before
 
 
 def pg_url(proxy: Proxy, name: str) -> str:
@@ -356,7 +365,7 @@ def test_a_hung_database_at_start_leaves_liveness_alone(server: pg.Server, datab
 
 def test_a_read_only_database_takes_nobody_out_and_is_named_in_the_log(server: pg.Server, database: str) -> None:
     with gunicorn(database, **SHORT) as master:
-        until(lambda: ready(master))
+        started(master)
         name = database.rsplit("/", 1)[1]
         pg.execute(server.url(), f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         pg.execute(server.url(), f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
@@ -378,14 +387,14 @@ def test_probes_cost_the_database_one_ping_a_second_per_worker(server: pg.Server
     with contextlib.closing(Proxy(server.port)) as proxy:
         url = database.replace(f":{server.port}/", f":{proxy.port}/")
         with gunicorn(url, **rare) as master:
-            until(lambda: ready(master))
+            started(master)
             time.sleep(1)
-            started, before = time.monotonic(), proxy.messages
+            began, before = time.monotonic(), proxy.messages
             probes = 0
-            while time.monotonic() < started + 8:
+            while time.monotonic() < began + 8:
                 assert master.get() == (200, "OK")
                 probes += 1
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - began
             assert probes > 200
             # Each statement is one message.
             assert 2 * (seconds - 2) <= proxy.messages - before <= 2 * (seconds + 1)

@@ -10,7 +10,7 @@ import time
 import postgres as pg
 import psutil
 import pytest
-from faults import STALE, Case, Figures, recovered, seconds_until, watched
+from faults import STALE, Case, Figures, recovered, seconds_until, started, watched
 from servers import HEARTBEAT, Gunicorn, ready, until
 
 pytestmark = pytest.mark.server
@@ -52,7 +52,7 @@ def test_master_killed(postgres_url: str, case: Case, figures: Figures) -> None:
 @pytest.mark.workers("gthread", True)
 def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
     with case.serve(postgres_url) as master:
-        until(lambda: ready(master))
+        started(master)
         # It takes the answers with it that it was giving, and those that waited for it.
         with watched(master, lost=3) as watch:
             before = {worker.pid for worker in master.workers()}
@@ -69,7 +69,7 @@ def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
 @pytest.mark.workers("gthread", False)
 def test_worker_hung(postgres_url: str, case: Case, figures: Figures) -> None:
     with case.serve(postgres_url, "--timeout", "3") as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master, lost=4) as watch:
             hung = min(worker.pid for worker in master.workers())
             at = time.monotonic()
@@ -86,7 +86,7 @@ def test_worker_hung(postgres_url: str, case: Case, figures: Figures) -> None:
 @pytest.mark.workers("gthread", False)
 def test_sigusr2(postgres_url: str, case: Case, figures: Figures) -> None:
     with case.serve(postgres_url, READYGATE_REPLICA_GRACE_SECONDS="60") as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master, lost=2) as watch:
             master.send(signal.SIGUSR2)
             # The new master is a replica of its own, and the old one's child.
@@ -112,7 +112,7 @@ def test_recycled_without_a_leak(
 ) -> None:
     times: int = request.config.getoption("--recycles")
     with case.serve(postgres_url, "--graceful-timeout", "5") as master:
-        until(lambda: ready(master))
+        started(master)
         recycle(master)
         settled = at_rest(master, postgres_url)
         for _ in range(times):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults import LEASE_SECONDS, Case, Figures, noticed, recovered, seconds_until, told, watched
+from faults import LEASE_SECONDS, Case, Figures, noticed, recovered, seconds_until, started, told, watched
 from servers import ready, until
 
 pytestmark = pytest.mark.server
@@ -25,7 +25,7 @@ _NOBODY = 65534
 def test_file_deleted(tmp_path: Path, case: Case, figures: Figures) -> None:
     folder = tmp_path / "data"
     with case.serve(f"sqlite:///{folder}/test.db") as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at = time.monotonic()
             for file in folder.iterdir():
@@ -50,7 +50,7 @@ def test_file_read_only(open_folder: Path, need: Callable[[str], str], case: Cas
         prefix = (need("setpriv"), f"--reuid={_NOBODY}", "--clear-groups", "--inh-caps=-all")
         os.chown(open_folder, _NOBODY, -1)
     with case.serve(f"sqlite:///{file}", prefix=prefix, READYGATE_EXCLUDE="surplus") as master:
-        until(lambda: ready(master))
+        started(master)
         # A connection that is open goes on writing; those of new workers do not.
         _mode(open_folder, 0o444, 0o555)
         before = {worker.pid for worker in master.workers()}
@@ -91,7 +91,7 @@ def small_disk(tmp_path: Path, need: Callable[[str], str]) -> Iterator[Path]:
 @pytest.mark.workers("gthread", True, **KINDS)
 def test_disk_full(small_disk: Path, case: Case, figures: Figures) -> None:
     with case.serve(f"sqlite:///{small_disk}/test.db", READYGATE_EXCLUDE="surplus") as master:
-        until(lambda: ready(master))
+        started(master)
         with watched(master) as watch:
             at = time.monotonic()
             # The log of a few writes is kept for the next ones, so some of them still succeed.

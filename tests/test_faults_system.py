@@ -23,6 +23,7 @@ from faults import (
     Figures,
     noticed,
     recovered,
+    started,
     told,
     watched,
 )
@@ -166,7 +167,7 @@ def test_pgbouncer_in_between(
         stack.callback(pooler.close)
         through = url.replace(f":{postgres_server.port}/", f":{pooler.port}/")
         with case.serve(through) as master:
-            until(lambda: ready(master))
+            started(master)
             with watched(master) as watch:
                 # The pooler goes and comes back.
                 at = time.monotonic()
@@ -178,7 +179,7 @@ def test_pgbouncer_in_between(
             told(master, watch)
         # Then the database behind it hangs: the pooler accepts, and nobody answers.
         with case.serve(through) as master:
-            until(lambda: ready(master))
+            started(master)
             with watched(master):
                 at = time.monotonic()
                 postgres_server.hang()
