@@ -131,8 +131,9 @@ def _soak(found: dict[str, Any] | None) -> str:
     return (
         f"{found['faults']} faults in {found['seconds']} s, of a fixed seed: a hung, crashed, cut off or slow\n"
         "database, connections thrown out, a worker killed or paused, all of them recycled. It began with\n"
-        f"{threads} threads, {files} file descriptors and {connections} connections, and ended with no more;\n"
-        f"its memory was {found['memory_grown']:.2f} times what it was."
+        f"{threads} threads, {files} file descriptors and {connections} connections, and ended with no more but for\n"
+        "those threads and connections (six and four at most) that are made when requests need them; its memory\n"
+        f"was {found['memory_grown']:.2f} times what it was."
     )
 
 

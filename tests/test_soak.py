@@ -56,7 +56,8 @@ def test_faults_at_random_leave_nothing_behind(request: pytest.FixtureRequest, c
         assert grown < _GROWN
         assert "Traceback" not in master.lines
         assert "no place in the line" not in master.lines
-    figures.note("at random", case, watch, seconds=seconds, faults=happened, memory_grown=grown, before=list(before))
+    ends_with = {"before": list(before), "after": list(after)}
+    figures.note("at random", case, watch, seconds=seconds, faults=happened, memory_grown=grown, **ends_with)
 
 
 def rested(master: Gunicorn, server: pg.Server) -> tuple[int, int, int, int]:
