@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", type=Path, help="a folder that gets pictures of the status page")
     parser.addoption("--all-workers", action="store_true", help="each fault with every combination of workers")
     parser.addoption("--write-faults", action="store_true", help="the times of each fault to docs/figures/faults.json")
+    parser.addoption("--faults-anew", action="store_true", help="with --write-faults: nothing of before stays there")
     parser.addoption("--recycles", type=int, default=8, help="how often the workers of a server are recycled")
     parser.addoption("--soak-seconds", type=int, default=60, help="how long faults come at random")
     parser.addoption("--soak-seed", type=int, default=1, help="which faults, and when")
@@ -61,7 +62,11 @@ def figures(request: pytest.FixtureRequest) -> Iterator[faults.Figures]:
     found = faults.Figures()
     yield found
     if request.config.getoption("--write-faults"):
-        found.write(ROOT / "docs" / "figures" / "faults.json")
+        found.write(
+            ROOT / "docs" / "figures" / "faults.json",
+            command=" ".join(["pytest", *map(str, request.config.invocation_params.args)]),
+            anew=request.config.getoption("--faults-anew"),
+        )
 
 
 @pytest.fixture(scope="session")
@@ -152,10 +157,9 @@ def need() -> Callable[[str], str]:
     """Asks for a program of Debian's packages: its path. Without it CI fails, and everybody else skips aloud."""
 
     def find(program: str) -> str:
-        path = shutil.which(program)
-        if path is None and os.environ.get("CI"):
-            pytest.fail(f"{program} is missing, and this is CI: .ci/run must install it")
-        return path or pytest.skip(f"{program} is not installed; `apt-get install {program}` to run this")
+        return shutil.which(program) or faults.missing(
+            f"{program} is not installed; `apt-get install {program}` to run this"
+        )
 
     return find
 

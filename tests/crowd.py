@@ -3,8 +3,8 @@
     python tests/crowd.py liveness HOST PORT
     python tests/crowd.py flood HOST PORT TOKEN
 
-Each asks until its standard input ends, and then prints what it saw as JSON. Nothing of the project is imported: it
-must be there at once.
+Each says `asking` once it has been answered, asks until its standard input ends, and then prints what it saw as JSON.
+Nothing of the project is imported: it must be there at once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-_LIVENESS_PAUSE, _PROBE_PAUSE, _API_PAUSE = 0.02, 0.005, 0.02
+_LIVENESS_EVERY, _PROBE_PAUSE, _API_PAUSE = 0.02, 0.02, 0.1
+PROBERS, CALLERS = 4, 6
+#: Requests for /healthz that may be under way at once. What is due meanwhile waits, and its time counts.
+_UNDER_WAY = 200
 _ROUTES = ("/api/v2/entitlements", "/api/v2/replicas", "/api/v2/licenses")
 
 
@@ -35,42 +39,65 @@ def ask(host: str, port: int, path: str, token: str | None = None) -> tuple[int,
 
 
 def liveness(stop: threading.Event, host: str, port: int) -> dict[str, object]:
-    """Ask for /healthz, and note by how much each pause was too long: that is the machine's own noise."""
-    seconds: list[float] = []
-    noise: list[float] = []
+    """Ask for /healthz at fixed instants, whatever became of the questions before: a stall is seen by each that it met.
+
+    The times count from the instant at which a question was due. By how much this process itself was late for it is
+    the machine's own noise, noted beside it.
+    """
+    #: When it was due, on the monotonic clock that all processes share, and the seconds until the answer was there.
+    asked: list[tuple[float, float]] = []
+    noise: list[tuple[float, float]] = []
     bad: list[tuple[int, str]] = []
-    while not stop.is_set():
-        started = time.perf_counter()
+
+    def one(due: float) -> None:
         answer = ask(host, port, "/healthz")
-        answered = time.perf_counter()
-        seconds.append(answered - started)
-        if answer != (200, "OK"):
+        seconds = time.monotonic() - due
+        if answer == (200, "OK"):
+            asked.append((due, seconds))
+        else:
             bad.append(answer)
-        time.sleep(_LIVENESS_PAUSE)
-        noise.append(time.perf_counter() - answered - _LIVENESS_PAUSE)
-    return {"seconds": seconds, "noise": noise, "bad": bad}
+
+    ask(host, port, "/healthz")
+    asking()
+    with ThreadPoolExecutor(_UNDER_WAY) as pool:
+        due = time.monotonic()
+        while not stop.is_set():
+            due += _LIVENESS_EVERY
+            time.sleep(max(0.0, due - time.monotonic()))
+            noise.append((due, time.monotonic() - due))
+            pool.submit(one, due)
+    return {"asked": asked, "noise": noise, "bad": bad}
 
 
 def flood(stop: threading.Event, host: str, port: int, token: str) -> dict[str, object]:
-    """Ask for /readyz, and for the API, as fast as a few short pauses let it."""
+    """Ask for /readyz, and for the API, several at once of each, with a short pause after each answer."""
     ready: dict[str, int] = {}
     called: dict[str, int] = {}
     slowest = [0.0]
+    lock = threading.Lock()
+    all_have_asked = threading.Barrier(PROBERS + CALLERS, action=asking)
 
     def probe() -> None:
+        ask(host, port, "/readyz")
+        all_have_asked.wait(60)
         while not stop.wait(_PROBE_PAUSE):
-            count(ready, ask(host, port, "/readyz"))
+            answer = ask(host, port, "/readyz")
+            with lock:
+                count(ready, answer)
 
-    def call() -> None:
-        number = 0
+    def call(number: int) -> None:
+        ask(host, port, _ROUTES[number % len(_ROUTES)], token)
+        all_have_asked.wait(60)
         while not stop.wait(_API_PAUSE):
-            started = time.perf_counter()
+            started = time.monotonic()
             status, body = ask(host, port, _ROUTES[number % len(_ROUTES)], token)
-            slowest[0] = max(slowest[0], time.perf_counter() - started)
-            count(called, (status, body if status != 200 else ""))
+            seconds = time.monotonic() - started
+            with lock:
+                slowest[0] = max(slowest[0], seconds)
+                count(called, (status, body if status != 200 else ""))
             number += 1
 
-    both([probe, call])
+    together([probe] * PROBERS + [lambda number=number: call(number) for number in range(CALLERS)])
     return {"ready": ready, "called": called, "slowest": slowest[0]}
 
 
@@ -80,13 +107,18 @@ def count(seen: dict[str, int], answer: tuple[int, str]) -> None:
     seen[key] = seen.get(key, 0) + 1
 
 
-def both(work: list[Callable[[], None]]) -> None:
+def together(work: list[Callable[[], None]]) -> None:
     """Do all of it, each in a thread, and wait."""
     threads = [threading.Thread(target=each) for each in work]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def asking() -> None:
+    """Tell who started this that it may begin."""
+    print("asking", flush=True)
 
 
 def until_told(stop: threading.Event) -> None:

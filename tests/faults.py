@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import postgres as pg
+import pytest
 from servers import HEARTBEAT, Gunicorn, all_ready, answers, gunicorn, ready, until
 
 import schema
@@ -27,7 +31,13 @@ STALE = 3 * HEARTBEAT
 #: Spec, section 4, where another replica could take the place; a second for the sync that fails and the answers.
 LEASE_SECONDS = 2 / 3 * STALE + 1
 LIVENESS_P99_SECONDS = 0.05
-#: A machine on which sleeping is further off is too busy to tell.
+#: An API call that is under way when the database stops answering holds a worker that does one thing at a time, for its
+#: bound of a second at most, once per outage. What is due in this time after a fault began is left out of the p99 of
+#: such a worker, and no answer of it may take longer than this.
+HELD_SECONDS = 1.5
+#: A call's bound of a second; the rest is its turn at a worker that others ask as well.
+SLOWEST_CALL_SECONDS = 3.0
+#: A machine on which one of a hundred sleeps is further off is too busy to tell.
 _NOISE_SECONDS = 0.01
 ADMIN = "an-admin-token-of-the-secret-store"
 SHORT: dict[str, Any] = {"READYGATE_DATABASE_TIMEOUT_SECONDS": str(TIMEOUT), "READYGATE_ADMIN_TOKEN": ADMIN}
@@ -52,13 +62,25 @@ class Case:
     @property
     def arguments(self) -> list[str]:
         """gunicorn's."""
-        return ["--worker-class", self.kind, *(["--preload"] if self.preload else [])]
+        # gunicorn makes gthread of a sync worker with several threads, and gunicorn.conf.py asks for four.
+        one_thread = ["--threads", "1"] if self.kind == "sync" else []
+        return ["--worker-class", self.kind, *one_thread, *(["--preload"] if self.preload else [])]
 
+    @contextlib.contextmanager
     def serve(
         self, url: str, *more: str, workers: int = 2, prefix: tuple[str, ...] = (), **variables: str
-    ) -> contextlib.AbstractContextManager[Gunicorn]:
+    ) -> Iterator[Gunicorn]:
         """A server of this combination, with short times."""
-        return gunicorn(url, *self.arguments, *more, workers=workers, prefix=prefix, **{**SHORT, **variables})
+        with gunicorn(url, *self.arguments, *more, workers=workers, prefix=prefix, **{**SHORT, **variables}) as master:
+            yield master
+            assert f"Using worker: {self.kind}\n" in master.lines
+
+
+def missing(what: str) -> NoReturn:
+    """End a test that this machine cannot run: CI fails, and everybody else skips aloud."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and this is CI: it must be able to run everything")
+    pytest.skip(what)
 
 
 def cases(first: tuple[str, bool], *, all_of_them: bool, kinds: tuple[str, ...] = KINDS) -> list[Case]:
@@ -73,47 +95,94 @@ class Watch:
     """What those who watch saw; there once the watching is over."""
 
     p99_seconds: float = 0.0
-    #: By how much two of a hundred pauses were too long.
+    #: The slowest answer of all.
+    max_seconds: float = 0.0
+    #: One of a hundred pauses was too long by this.
     noise_seconds: float = 0.0
     asked: int = 0
     #: /readyz, by status and body.
     ready: dict[str, int] = field(default_factory=dict)
     #: The API, likewise.
     called: dict[str, int] = field(default_factory=dict)
+    #: The slowest answer of the API.
+    slowest_call_seconds: float = 0.0
+    #: When faults began, on the monotonic clock.
+    faults: list[float] = field(default_factory=list)
+
+    def begins(self, at: float | None = None) -> float:
+        """Note that a fault begins, and when: `at` (monotonic; None: now)."""
+        self.faults.append(time.monotonic() if at is None else at)
+        return self.faults[-1]
 
 
 @contextlib.contextmanager
-def watched(master: Gunicorn, *, lost: int = 0, slowest: float = 8.0) -> Iterator[Watch]:
+def watched(master: Gunicorn, *, lost: int = 0, slowest: float = SLOWEST_CALL_SECONDS) -> Iterator[Watch]:
     """Ask for /healthz all along under a flood of probes and API calls.
 
     None of its answers is lost but `lost`, and 99 of 100 come within 50 ms. No API call ends in anything but its result
     or a 503 in JSON, nor takes longer than `slowest` seconds.
     """
-    where = [master.host, str(master.port)]
-    live, flood = _crowd("liveness", *where), _crowd("flood", *where, ADMIN)
     watch = Watch()
+    crowd = [_crowd("liveness", master), _crowd("flood", master, ADMIN)]
     try:
         yield watch
     finally:
-        seen, asked = (_end(process) for process in (live, flood))
-    seconds = sorted(seen["seconds"])
-    watch.asked, watch.p99_seconds = len(seconds), seconds[int(len(seconds) * 0.99)]
-    watch.ready, watch.called = asked["ready"], asked["called"]
+        seen, asked = (_end(process) for process in crowd)
+    watch.ready, watch.called, watch.slowest_call_seconds = asked["ready"], asked["called"], asked["slowest"]
     assert len(seen["bad"]) <= lost, seen["bad"]
-    assert len(seconds) >= 100
-    watch.noise_seconds = sorted(seen["noise"])[int(len(seen["noise"]) * 0.98)]
-    if watch.p99_seconds >= LIVENESS_P99_SECONDS and watch.noise_seconds > _NOISE_SECONDS:
-        raise NoisyMachineError(f"p99 {watch.p99_seconds:.3f} s where sleeping is {watch.noise_seconds:.3f} s off")
-    assert watch.p99_seconds < LIVENESS_P99_SECONDS, f"{watch.p99_seconds:.3f} s"
+    _judge(watch, seen["asked"], seen["noise"], one_at_a_time="Using worker: sync\n" in master.lines)
     wrong = {answer for answer in watch.called if not re.match(r'200|503 \{"message":"', answer)}
     assert sum(watch.called[answer] for answer in wrong) <= lost, wrong
-    assert asked["slowest"] < slowest
+    assert watch.slowest_call_seconds < slowest
     assert sum(watch.ready.values()) > 100
 
 
-def _crowd(*arguments: str) -> subprocess.Popen[str]:
-    program = [sys.executable, str(Path(__file__).with_name("crowd.py")), *arguments]
-    return subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _judge(
+    watch: Watch, asked: Sequence[tuple[float, float]], noise: Sequence[tuple[float, float]], *, one_at_a_time: bool
+) -> None:
+    """Hold what was seen of /healthz, when each answer was due and how long it took, against the promise.
+
+    `noise`: the same of who asked, and by how much it was late. Its answers did not take what it was not running for.
+    """
+    held = watch.faults if one_at_a_time else []
+    blind = _together(noise)
+    took = [(due, seconds - _overlap(blind, due, due + seconds)) for due, seconds in asked]
+    counted = [seconds for due, seconds in took if not any(begun <= due < begun + HELD_SECONDS for begun in held)]
+    assert len(counted) >= 100
+    watch.asked, watch.max_seconds = len(asked), max(seconds for _, seconds in took)
+    watch.p99_seconds = _one_of_a_hundred(counted)
+    watch.noise_seconds = _one_of_a_hundred([late for _, late in noise])
+    too_slow = watch.p99_seconds >= LIVENESS_P99_SECONDS or (one_at_a_time and watch.max_seconds >= HELD_SECONDS)
+    measured = f"p99 {watch.p99_seconds:.3f} s, slowest {watch.max_seconds:.3f} s"
+    if too_slow and watch.noise_seconds > _NOISE_SECONDS:
+        raise NoisyMachineError(f"{measured}, where sleeping is {watch.noise_seconds:.3f} s off")
+    assert not too_slow, measured
+
+
+def _together(noise: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """When who asked could not run, though it wanted to: from when to when, none of them twice."""
+    found: list[tuple[float, float]] = []
+    for due, late in noise:
+        begins = max(due, found[-1][1]) if found else due
+        if due + late > begins:
+            found.append((begins, due + late))
+    return found
+
+
+def _overlap(blind: Sequence[tuple[float, float]], begins: float, ends: float) -> float:
+    return sum(max(0.0, min(ends, end) - max(begins, begin)) for begin, end in blind)
+
+
+def _one_of_a_hundred(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+def _crowd(kind: str, master: Gunicorn, *more: str) -> subprocess.Popen[str]:
+    program = [sys.executable, str(Path(__file__).with_name("crowd.py")), kind, master.host, str(master.port), *more]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asking\n"
+    return process
 
 
 def _end(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -132,16 +201,29 @@ class Figures:
         """Keep what was measured; durations in seconds."""
         if watch is not None:
             values["healthz_p99_ms"] = watch.p99_seconds * 1000
+            values["healthz_max_ms"] = watch.max_seconds * 1000
         self.found.setdefault(fault, {})[str(case)] = {
             name: round(value, 2) if isinstance(value, float) else value for name, value in values.items()
         }
 
-    def write(self, file: Path) -> None:
-        """Put what was measured in the place of what `file` held of the same; the rest of it stays."""
-        known = json.loads(file.read_text()) if file.exists() else {}
+    def write(self, file: Path, *, command: str, anew: bool) -> None:
+        """Put what was measured in the place of what `file` held of the same; the rest stays, unless it begins `anew`.
+
+        `command`: what measured this.
+        """
+        kept: dict[str, Any] = {} if anew or not file.exists() else json.loads(file.read_text())
+        found: dict[str, Any] = kept.get("faults", {})
         for fault, by_case in self.found.items():
-            known[fault] = {**known.get(fault, {}), **by_case}
-        file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+            found[fault] = {**found.get(fault, {}), **by_case}
+        commands = [*(known for known in kept.get("commands", []) if known != command), command]
+        text = json.dumps({"commands": commands, "machine": machine(), "faults": found}, indent=1, sort_keys=True)
+        file.write_text(text + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What measured."""
+    version = subprocess.run([pg.BIN / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "postgresql": version.split()[-1]}
 
 
 def seconds_until(what: Callable[[], bool], *, within: float, since: float | None = None) -> float:
@@ -173,27 +255,28 @@ _AT_START = (_READY, ": not ready: starting", ": not ready: schema outdated", f"
 _LINE = re.compile(r"\[(\d+)\] \[(?:INFO|WARNING|ERROR)\] (readygate\.\w+: .*)")
 
 
-def told(master: Gunicorn, watch: Watch | None = None) -> list[str]:
+def told(master: Gunicorn, watch: Watch | None = None, *, after: int = 0) -> list[str]:
     """What its workers told of one fault: fails where one of them said a thing twice, or only one end of it.
 
     That a worker is ready it says at its start, and once more after the fault. What each start says is left out.
     `watch`: of the fault; on a machine that was too busy a healthy database may exceed its bound once more.
+    `after`: how much of the log is of what came before the fault.
     """
-    seen = Counter(_LINE.findall(master.lines))
-    twice = {message for (_, message), number in seen.items() if number > 1 + message.endswith(_READY)}
+    # Who asked for /readyz a dozen times may have been answered by the same worker each time.
+    until(lambda: not _unfinished(master, after), seconds=RECOVERED_SECONDS)
+    seen = _LINE.findall(master.lines[after:])
+    twice = {message for (_, message), number in Counter(seen).items() if number > 1 + message.endswith(_READY)}
     if twice and watch is not None and watch.noise_seconds > _NOISE_SECONDS:
         raise NoisyMachineError(f"told twice, where sleeping is {watch.noise_seconds:.3f} s off: {sorted(twice)}")
     assert twice == set(), sorted(twice)
     assert "Traceback" not in master.lines
-    # Who asked for /readyz a dozen times may have been answered by the same worker each time.
-    until(lambda: not _unfinished(master), seconds=RECOVERED_SECONDS)
-    messages = [message for _, message in dict.fromkeys(_LINE.findall(master.lines))]
+    messages = [message for _, message in dict.fromkeys(seen)]
     return [message for message in messages if not message.endswith(_AT_START)]
 
 
-def _unfinished(master: Gunicorn) -> set[str]:
+def _unfinished(master: Gunicorn, after: int) -> set[str]:
     """The workers that told of a failure, and not yet of its end."""
-    seen = set(_LINE.findall(master.lines))
+    seen = set(_LINE.findall(master.lines[after:]))
     found = set()
     for begins, ends in (
         (r"readygate.database: database \S+: (?!answers again)", "answers again"),

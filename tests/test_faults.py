@@ -75,7 +75,7 @@ def test_refused(server: pg.Server, database: str, case: Case, figures: Figures)
     with case.serve(database) as master:
         started(master)
         with watched(master) as watch:
-            at = server.crash()
+            at = watch.begins(server.crash())
             try:
                 seconds = noticed(master, UNREACHABLE, within=REFUSED_SECONDS, since=at)
                 time.sleep(_AWHILE)
@@ -92,7 +92,7 @@ def test_hung(server: pg.Server, database: str, case: Case, figures: Figures) ->
     with case.serve(database, workers=2 if case.kind == "gthread" else 1) as master:
         started(master)
         with watched(master) as watch:
-            at = time.monotonic()
+            at = watch.begins()
             server.hang()
             try:
                 seconds = noticed(master, UNREACHABLE, within=HUNG_SECONDS, since=at)
@@ -109,7 +109,7 @@ def test_cut_off(proxied: str, proxy: Proxy, case: Case, figures: Figures) -> No
     with case.serve(proxied) as master:
         started(master)
         with watched(master) as watch:
-            at, proxy.cut = time.monotonic(), True
+            at, proxy.cut = watch.begins(), True
             seconds = noticed(master, UNREACHABLE, within=HUNG_SECONDS, since=at)
             time.sleep(_AWHILE)
             proxy.cut = False
