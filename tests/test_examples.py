@@ -9,7 +9,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def test_health_only(example: Path, with_health: Path) -> None:
 
 @pytest.mark.parametrize("example", ["own_database"], indirect=True)
 def test_own_database(example: Path, with_all: Path, postgres_url: str) -> None:
-    url = driven(postgres_url, "pg8000")
+    url = driven(postgres_url, "psycopg")
 
     def alembic(*arguments: str) -> str:
         return run(str(with_all / "alembic"), *arguments, cwd=example, DATABASE_URL=url)
@@ -123,7 +123,7 @@ class Browser:
         self.ask("/login", f"user={user}".encode(), content="application/x-www-form-urlencoded")
 
     def ask(self, path: str, body: bytes | None = None, *, content: str = "application/json") -> tuple[int, Any]:
-        """Status and body, as JSON where it is that."""
+        """Status and body, as JSON where it is that; a POST where there is a body to send."""
         request = urllib.request.Request(self.base + path, body, {"Content-Type": content} if body else {})
         try:
             with self.opener.open(request, timeout=10) as response:
@@ -139,30 +139,68 @@ def _parsed(response: Any) -> Any:
 
 
 @pytest.mark.parametrize("example", ["own_login"], indirect=True)
-def test_own_login(example: Path, with_all: Path, postgres_url: str) -> None:
+def test_own_login(example: Path, with_all: Path, postgres_server: pg.Server) -> None:
     private, public = example / "key.pem", example / "keys.json"
     signing.generate(private, public)
-    url = driven(postgres_url, "psycopg")
     variables = {"SECRET_KEY": "only for this test", "LICENSE_KEYS": str(public)}
-    flask = str(with_all / "flask")
-    run(flask, "--app", "app:create_app", "create-tables", cwd=example, DATABASE_URL=url, **variables)
-    with started(example, with_all, url=url, **variables) as server:
-        until(lambda: ready(server))
-        assert server.get("/readyz?verbose")[1].splitlines()[-1] == "readyz check passed"
-        assert standing(postgres_url) == 1
-        # The app's own login comes first, and probes need none.
-        assert server.get("/api/v2/replicas")[0] == 302
-        assert server.get("/healthz") == (200, "OK")
-        guest, root = Browser(server, "guest"), Browser(server, "root")
-        assert [row["state"] for row in guest.ask("/api/v2/replicas")[1]] == ["grace"]
-        assert guest.ask("/audit")[0] == 403
-        body = json.dumps({"license": _license(private)}).encode()
-        assert guest.ask("/api/v2/licenses", body) == (403, {"message": "only root keeps licenses here"})
-        assert root.ask("/api/v2/licenses", body)[0] == 201
-        # The others hear of it with their next heartbeat.
-        until(lambda: all(guest.ask("/audit") == (200, "nothing happened yet") for _ in range(12)))
-        server.stop()
-        assert standing(postgres_url) == 0
+    with pg.new_database(postgres_server.url()) as postgres_url:
+        url = driven(postgres_url, "pg8000")
+
+        def flask(*arguments: str) -> str:
+            command = (str(with_all / "flask"), "--app", "app:create_app", *arguments)
+            return run(*command, cwd=example, DATABASE_URL=url, **variables)
+
+        flask("create-tables")
+        with started(example, with_all, url=url, **variables) as server:
+            until(lambda: ready(server))
+            assert server.get("/readyz?verbose")[1].splitlines()[-1] == "readyz check passed"
+            assert standing(postgres_url) == 1
+            # The app's own login comes first, and probes need none.
+            assert server.get("/api/v2/replicas")[0] == 302
+            assert server.get("/healthz") == (200, "OK")
+            guest, root = Browser(server, "guest"), Browser(server, "root")
+            [row] = guest.ask("/api/v2/replicas")[1]
+            assert row["state"] == "grace"
+            assert guest.ask("/audit")[0] == 403
+            body = json.dumps({"license": _license(private)}).encode()
+            assert guest.ask("/api/v2/licenses", body) == (403, {"message": "only root keeps licenses here"})
+            assert root.ask("/api/v2/licenses", body)[0] == 201
+            # The others hear of it with their next heartbeat.
+            until(lambda: all(guest.ask("/audit") == (200, "nothing happened yet") for _ in range(12)))
+            _drained_and_taken_back(root, flask, row["id"])
+            _asked_while_the_database_hangs(server, guest, postgres_server)
+            flask("replicas", "drain", "--now")
+            until(lambda: answers(server, "draining"))
+            assert [one["state"] for one in guest.ask("/api/v2/replicas")[1]] == ["draining"]
+            server.stop()
+            assert standing(postgres_url) == 0
+
+
+def _drained_and_taken_back(root: Browser, flask: Callable[..., str], replica: str) -> None:
+    """By the API and by the commands, which are the packages' own and say the same."""
+    assert "audit_log=1" in flask("license", "list")
+    assert [one["id"] for one in json.loads(flask("replicas", "list", "--json"))] == [replica]
+    status, drained = root.ask(f"/api/v2/replicas/{replica}/drain", b'{"now": false}')
+    assert (status, drained["id"]) == (202, replica)
+    assert json.loads(flask("replicas", "list", "--json"))[0]["draining_at"] == drained["draining_at"] is not None
+    assert replica in flask("replicas", "undrain", replica)
+    assert json.loads(flask("replicas", "list", "--json"))[0]["draining_at"] is None
+    # What a host app may have of its own, no package brings.
+    shown = {line.split()[0] for line in flask("--help").split("Commands:")[1].splitlines() if line.strip()}
+    assert {"license", "replicas", "create-tables"} <= shown
+    assert not {"db", "status"} & shown
+
+
+def _asked_while_the_database_hangs(server: Gunicorn, guest: Browser, database: pg.Server) -> None:
+    database.hang()
+    try:
+        until(lambda: answers(server, "database unreachable"))
+        assert server.get("/healthz", timeout=1) == (200, "OK")
+        assert guest.ask("/api/v2/replicas")[0] == 503
+        assert guest.ask("/api/v2/entitlements")[0] == 503
+    finally:
+        database.resume()
+    until(lambda: ready(server))
 
 
 def _license(private: Path) -> str:

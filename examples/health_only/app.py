@@ -1,4 +1,4 @@
-"""An app that tells its load balancer whether it may take traffic. Needs `pip install readygate`."""
+"""An app that tells its load balancer whether it may take traffic. Needs the wheel, and Flask."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A shop on Flask-SQLAlchemy that is a replica among others. Needs `pip install readygate[replicas]`."""
+"""A shop on Flask-SQLAlchemy and psycopg that is a replica among others. Needs the wheel's extra `replicas`."""
 
 import os
 
@@ -12,6 +12,8 @@ from readygate.replicas import gunicorn
 
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
+# Seconds and milliseconds, as psycopg takes them: without them it waits for ever for a host that is gone.
+app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"connect_args": {"connect_timeout": 5, "tcp_user_timeout": 5000}}
 db = SQLAlchemy(app)
 
 with app.app_context():

@@ -1,4 +1,4 @@
-"""Everything, behind the app's own login. Needs `pip install readygate[all]`."""
+"""Everything, behind the app's own login. Needs the wheel with its extra `all`."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,16 @@ from sqlalchemy import create_engine
 
 from readygate import entitlements, health, replicas
 from readygate.entitlements import EntitlementsService, KeyFile
+from readygate.entitlements.commands import commands as license_commands
 from readygate.replicas import gunicorn
+from readygate.replicas.commands import commands as replicas_commands
 
 
 def create_app() -> Flask:
     app = Flask(__name__)
     app.secret_key = os.environ["SECRET_KEY"]
-    engine = create_engine(os.environ["DATABASE_URL"])
+    # Seconds, as pg8000 and SQLite take it: without it they wait for ever, or not at all.
+    engine = create_engine(os.environ["DATABASE_URL"], connect_args={"timeout": 5})
     keys = Path(os.environ["LICENSE_KEYS"])
     service = EntitlementsService(keys=KeyFile(keys, keys.read_text()), exclude="surplus")
     membership = replicas.Membership(engine, replica_id=gunicorn.replica_id, version="1.0", judge=service)
@@ -34,7 +37,14 @@ def create_app() -> Flask:
         )
     )
     app.register_blueprint(
-        replicas.blueprint(membership.registry, connect=membership.connect, guard=guard, allowed=service.allowed)
+        replicas.blueprint(
+            membership.registry,
+            connect=membership.connect,
+            guard=guard,
+            allowed=service.allowed,
+            refresh=membership.refresh,
+            stalled=membership.stalled,
+        )
     )
     app.register_blueprint(
         entitlements.blueprint(
@@ -67,6 +77,9 @@ def create_app() -> Flask:
     @requires("audit_log")
     def audit() -> str:
         return "nothing happened yet"
+
+    app.cli.add_command(license_commands(service, membership.connect))
+    app.cli.add_command(replicas_commands(membership.registry, membership.connect, allowed=service.allowed))
 
     @app.cli.command("create-tables")
     def create_tables() -> None:
