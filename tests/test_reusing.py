@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask, redirect, request
@@ -14,6 +15,7 @@ from flask.typing import ResponseReturnValue
 from servers import ROOT, until
 from sqlalchemy import create_engine
 
+import auth
 import entitlements
 import health
 import replicas
@@ -110,6 +112,30 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_the_pages_code_runs_as_it_stands(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_block(number, tmp_path, monkeypatch)
+
+
+def test_the_first_token_comes_from_the_pages_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [number] = [number for number, block in enumerate(blocks("python")) if "token_commands" in block]
+    app: Flask = run_block(number, tmp_path, monkeypatch)["app"]
+    made = app.test_cli_runner().invoke(args=["token", "create", "ops", "--role", "admin"])
+    assert made.exit_code == 0, made.output
+    client = app.test_client()
+    assert client.get("/api/v2/replicas").status_code == 401
+    known = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    until(lambda: client.get("/api/v2/replicas", headers=known).status_code == 200)
+
+
+def test_no_group_of_the_packages_takes_a_name_that_is_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [number] = [number for number, block in enumerate(blocks("python")) if "replicas_commands" in block]
+    app: Flask = run_block(number, tmp_path, monkeypatch)["app"]
+    assert set(app.cli.commands) == {"license", "replicas"}
+
+
+def run_block(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names that a block of the page leaves behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/page.db")
     (tmp_path / "keys.json").write_text(
@@ -120,13 +146,16 @@ def test_the_pages_code_runs_as_it_stands(number: int, tmp_path: Path, monkeypat
     code = code.replace("from readygate.", "from ")
     # What a block takes for granted, the page says in words above it.
     engine = create_engine(f"sqlite:///{tmp_path}/page.db")
-    replicas.metadata.create_all(engine)
+    for metadata in (replicas.metadata, entitlements.metadata, auth.metadata):
+        metadata.create_all(engine)
     service = entitlements.EntitlementsService(keys=dict)
     identity = "8b6299a5-6919-4228-9354-4004f670bc13"
     membership = replicas.Membership(engine, replica_id=identity, version="1", judge=service)
-    names = {"__name__": "page", "app": Flask("page"), "engine": engine, "service": service, "membership": membership}
+    names: dict[str, Any] = {"__name__": "page", "app": Flask("page")}
+    names |= {"engine": engine, "service": service, "membership": membership}
     exec(compile(code, f"docs/reusing.md, block {number}", "exec"), names)  # it is our own page
     engine.dispose()
+    return names
 
 
 def test_the_page_shows_the_examples_as_they_are() -> None:
