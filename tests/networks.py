@@ -17,6 +17,8 @@ class Network:
         if os.geteuid() != 0:
             missing("only root may make a network namespace")
         self._run("netns", "add", self._name)
+        #: Routes of this host's that are to be removed.
+        self._more: list[str] = []
         self.prefix = (ip, "netns", "exec", self._name)
         self.database, self._source = self._cable(f"{self._name}d", 2 * number)
         _, self.server = self._cable(f"{self._name}s", 2 * number + 1)
@@ -29,6 +31,16 @@ class Network:
         """What is sent to the database arrives there, and no answer comes back."""
         self._run("route", "add", "blackhole", f"{self._source}/32")
 
+    def two_addresses(self) -> tuple[str, str]:
+        """Addresses behind the database's cable: packets to the first vanish, and the second is this host's."""
+        nowhere, somewhere = "169.254.214.1", "169.254.214.2"
+        self._run("addr", "add", f"{somewhere}/32", "dev", f"{self._name}d")
+        self._run("route", "add", "blackhole", f"{nowhere}/32")
+        self._more.append(f"{nowhere}/32")
+        for address in (nowhere, somewhere):
+            self._run("-n", self._name, "route", "add", f"{address}/32", "via", self.database)
+        return nowhere, somewhere
+
     def heal(self) -> None:
         """Undo either."""
         self._run("link", "set", f"{self._name}d", "up")
@@ -37,6 +49,8 @@ class Network:
     def close(self) -> None:
         """Remove it, and its cables with it."""
         self.heal()
+        for route in self._more:
+            self._run("route", "del", "blackhole", route)
         for cable in "ds":
             self._run("link", "del", f"{self._name}{cable}")
         self._run("netns", "del", self._name)

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults import LEASE_SECONDS, Case, Figures, noticed, recovered, seconds_until, started, told, watched
+from faults import (
+    LEASE_SECONDS,
+    RECOVERED_SECONDS,
+    Case,
+    Figures,
+    missing,
+    noticed,
+    recovered,
+    seconds_until,
+    started,
+    told,
+    watched,
+)
 from servers import ready, until
 
 pytestmark = pytest.mark.server
@@ -26,8 +39,9 @@ def test_file_deleted(tmp_path: Path, case: Case, figures: Figures) -> None:
     folder = tmp_path / "data"
     with case.serve(f"sqlite:///{folder}/test.db") as master:
         started(master)
+        before = len(master.lines)
         with watched(master) as watch:
-            at = time.monotonic()
+            at = watch.begins()
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
@@ -36,8 +50,42 @@ def test_file_deleted(tmp_path: Path, case: Case, figures: Figures) -> None:
             back = recovered(master, since=at)
             time.sleep(_AWHILE)
             assert ready(master)
-        assert "Traceback" not in master.lines
-    figures.note("SQLite file deleted", case, watch, recovered=back)
+        told(master, watch, after=before)
+    figures.note("SQLite file deleted", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+
+
+@pytest.mark.workers("gthread", False, **KINDS)
+def test_file_deleted_alone(tmp_path: Path, case: Case, figures: Figures) -> None:
+    # As `rm` does it: what SQLite keeps beside the file is still there, and belongs to another file.
+    file = tmp_path / "test.db"
+    with case.serve(f"sqlite:///{file}") as master:
+        started(master)
+        before = len(master.lines)
+        assert file.with_name("test.db-wal").exists()
+        with watched(master) as watch:
+            at = watch.begins()
+            file.unlink()
+            seconds_until(lambda: file.exists() and _is_new(file), within=RECOVERED_SECONDS, since=at)
+            back = recovered(master, since=at)
+            time.sleep(_AWHILE)
+            assert ready(master)
+        told(master, watch, after=before)
+        assert _replicas(file) == 1
+    figures.note("SQLite file deleted alone", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+
+
+def _is_new(file: Path) -> bool:
+    """Whether a replica has joined in a file that was made anew."""
+    with contextlib.suppress(sqlite3.Error):
+        return _replicas(file) == 1
+    return False
+
+
+def _replicas(file: Path) -> int:
+    """How many live, as who opens the file now sees it."""
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as connection:
+        shown = connection.execute("SELECT count(*) FROM readygate_replicas WHERE stopped_at IS NULL").fetchone()
+    return int(shown[0])
 
 
 @pytest.mark.system
@@ -59,6 +107,7 @@ def test_file_read_only(open_folder: Path, need: Callable[[str], str], case: Cas
         until(lambda: len(master.workers()) == 2 and before.isdisjoint(worker.pid for worker in master.workers()))
         until(lambda: master.get("/healthz") == (200, "OK"))
         with watched(master) as watch:
+            watch.begins()
             noticed(master, "starting", within=LEASE_SECONDS)
             assert master.get("/readyz/database") == (200, "OK")
             until(lambda: master.lines.count("heartbeat failed: read only") == 2)
@@ -79,7 +128,7 @@ def _mode(folder: Path, files: int, own: int) -> None:
 def small_disk(tmp_path: Path, need: Callable[[str], str]) -> Iterator[Path]:
     """A disk of 2 MiB."""
     if os.geteuid() != 0:
-        pytest.skip("only root may mount a file system")
+        missing("only root may mount a file system")
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], check=True)
@@ -93,7 +142,7 @@ def test_disk_full(small_disk: Path, case: Case, figures: Figures) -> None:
     with case.serve(f"sqlite:///{small_disk}/test.db", READYGATE_EXCLUDE="surplus") as master:
         started(master)
         with watched(master) as watch:
-            at = time.monotonic()
+            at = watch.begins()
             # The log of a few writes is kept for the next ones, so some of them still succeed.
             fill(small_disk / "ballast")
             seconds = noticed(master, "heartbeat lost", within=60, since=at)
