@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import Engine
@@ -14,6 +14,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 import driver
 from database_url import Postgres, Sqlite, UrlError, parse
+from deadline import Budget, ConnectError
+from resolver import Resolver
 
 #: Connections that the requests of one worker may hold at once; with the background one, three per worker.
 REQUEST_CONNECTIONS = 2
@@ -53,23 +55,47 @@ class Failure:
         return self.word in _NO_ANSWER or (self.code or "").startswith(("08", "57P"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the engines of one worker have in common."""
+
+    budget: Budget = field(default_factory=Budget)
+    resolve: Resolver = field(default_factory=Resolver)
+
+
+class Common(TypedDict):
+    """What is the same for all engines of one worker."""
+
+    known: str
+    shared: Shared
+
+
 def background_engine(
-    url: Callable[[], str], *, timeout_seconds: float, connect_seconds: float | None = None, known: str | None = None
+    url: Callable[[], str],
+    *,
+    timeout_seconds: float,
+    connect_seconds: float | None = None,
+    known: str | None = None,
+    shared: Shared | None = None,
 ) -> Engine:
     """An engine for the background thread, which keeps one connection. Every statement commits by itself.
 
     `connect_seconds`: how long a connect may take, where that is less than a statement may. `known`: a URL of the
     same database, where `url` may raise UrlError as yet; None: it is asked.
     """
-    return _engine(url, known, timeout_seconds, connect_seconds, poolclass=NullPool)
+    return _engine(url, known, timeout_seconds, connect_seconds, shared, poolclass=NullPool)
 
 
-def request_engine(url: Callable[[], str], *, timeout_seconds: float, known: str | None = None) -> Engine:
+def request_engine(
+    url: Callable[[], str], *, timeout_seconds: float, known: str | None = None, shared: Shared | None = None
+) -> Engine:
     """An engine for requests and commands: at most two connections, and a wait for one of them that ends."""
     return _engine(
         url,
         known,
         timeout_seconds,
+        None,
+        shared,
         poolclass=QueuePool,
         pool_size=REQUEST_CONNECTIONS,
         max_overflow=0,
@@ -86,7 +112,7 @@ def label(url: str) -> str:
 def failure(error: BaseException) -> Failure:
     """The name of what `error` means."""
     cause = getattr(error, "orig", None) or error
-    if isinstance(cause, driver.ConnectError):
+    if isinstance(cause, ConnectError):
         return Failure(cause.word)
     if isinstance(cause, UrlError):
         return Failure("other", "DATABASE_URL_FILE")
@@ -117,16 +143,22 @@ def _engine(
     url: Callable[[], str],
     known: str | None,
     timeout_seconds: float,
-    connect_seconds: float | None = None,
+    connect_seconds: float | None,
+    shared: Shared | None,
     **options: Any,
 ) -> Engine:
     # Which of the two it is may not change while the process lives; where it is may (a rotated password file).
     target = parse(url() if known is None else known)
     if isinstance(target, Postgres):
+        shared = shared or Shared()
         return create_engine(
             "postgresql+pg8000://",
             creator=driver.Connector(
-                lambda: _postgres(url()), timeout_seconds=timeout_seconds, connect_seconds=connect_seconds
+                lambda: _postgres(url()),
+                timeout_seconds=timeout_seconds,
+                connect_seconds=connect_seconds,
+                budget=shared.budget,
+                resolve=shared.resolve,
             ),
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
@@ -138,7 +170,7 @@ def _engine(
 def _postgres(url: str) -> Postgres:
     target = parse(url)
     if not isinstance(target, Postgres):
-        raise driver.ConnectError("other")
+        raise ConnectError("other")
     return target
 
 

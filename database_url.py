@@ -34,8 +34,8 @@ class Postgres:
 
     @property
     def label(self) -> str:
-        """host:port/database, for the log."""
-        return f"{self.host}:{self.port}/{self.database}"
+        """host:port/database, for the log; nothing in it can end a line."""
+        return "".join(one if one.isprintable() else "?" for one in f"{self.host}:{self.port}/{self.database}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,9 @@ def parse(url: str) -> Postgres | Sqlite:
         return _sqlite(url)
     if parts.scheme not in _SCHEMES:
         raise UrlError("takes postgresql://user:password@host:5432/database, or sqlite:////absolute/path.db")
+    if "@" in parts.path + parts.query or parts.fragment:
+        # Half of a password would pass for the database's name, or for a parameter, and both are shown.
+        raise UrlError("takes a password whose / ? # and @ are percent-encoded (%2F %3F %23 %40)")
     options = _options(parts.query)
     host = options.pop("host", None) or unquote(parts.hostname or "") or "localhost"
     if "," in parts.netloc or "," in host:
@@ -69,9 +72,6 @@ def parse(url: str) -> Postgres | Sqlite:
         raise UrlError("lacks the user: postgresql://user:password@host/database")
     if port == 0:
         raise UrlError("takes a port from 1 to 65535")
-    if "@" in parts.path or parts.fragment:
-        # Half of a password would pass for the database's name, and the log shows that.
-        raise UrlError("takes a password whose / ? # and @ are percent-encoded (%2F %3F %23 %40)")
     return Postgres(
         host=host,
         port=5432 if port is None else port,
@@ -98,6 +98,8 @@ def _options(query: str) -> dict[str, str]:
             # A name is no secret, but it could be anything: only what looks like a parameter is repeated.
             shown = name if name.isidentifier() and len(name) <= 40 else "?"
             raise UrlError(f"the parameter {shown} is not supported; it takes {', '.join(_PARAMETERS)}")
+        if name in options:
+            raise UrlError(f"takes {name} once")
         options[name] = value
     return options
 

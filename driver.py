@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 
 import pg8000.dbapi
 from pg8000.core import Context
-from pg8000.dbapi import InterfaceError
 
 from database_url import Postgres
+from deadline import Budget, ConnectError, Deadline
+from resolver import Resolver
 
 #: What a server answers when TLS or the lack of it is what it refuses (invalid_authorization_specification).
 _REFUSED_BY_POLICY = "28000"
@@ -24,29 +23,6 @@ _REFUSED_BY_POLICY = "28000"
 #: only a server that does not answer at all loses it.
 _SERVER_SHARE = 0.8
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-
-
-class ConnectError(InterfaceError):  # type: ignore[misc]  # pg8000 is untyped
-    """No connection was made; `word` says why, in the words of the log."""
-
-    def __init__(self, word: str) -> None:
-        # "network error" is what SQLAlchemy's dialect takes for a lost connection.
-        super().__init__(f"network error: {word}")
-        self.word = word
-
-
-class Deadline:
-    """An instant on the local clock by which an operation must be over."""
-
-    def __init__(self, seconds: float) -> None:
-        self.at = time.monotonic() + seconds
-
-    def left(self) -> float:
-        """Seconds to go; raises ConnectError when there are none."""
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise ConnectError("timeout")
-        return left
 
 
 class Stream:
@@ -113,22 +89,25 @@ class BoundedConnection(pg8000.dbapi.Connection):  # type: ignore[misc]  # pg800
     nothing behind in the session.
     """
 
-    def __init__(self, stream: Stream, timeout_seconds: float, **options: Any) -> None:
+    def __init__(self, stream: Stream, timeout_seconds: float, budget: Budget, **options: Any) -> None:
+        """`budget`: what bounds several operations together, where somebody set it."""
         self._stream = stream
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._budget = timeout_seconds, budget
         # host is only a word here: the socket is already there, its TLS too.
         super().__init__(host="localhost", sock=stream, ssl_context=False, **options)
 
     def execute_simple(self, statement: str) -> Context:
         """One message: a statement without parameters, or the beginning of a transaction."""
-        limit = f"SET LOCAL statement_timeout = {max(1, round(self._timeout_seconds * _SERVER_SHARE * 1000))}"
+        self._begin()
+        limit = f"SET LOCAL statement_timeout = {max(1, round(self._stream.deadline.left() * _SERVER_SHARE * 1000))}"
         if not self._in_transaction:
             statement = f"{statement}; {limit}" if statement == "begin transaction" else f"{limit}; {statement}"
-        return self._bounded(lambda: super(BoundedConnection, self).execute_simple(statement))
+        return super().execute_simple(statement)
 
     def execute_unnamed(self, *args: Any, **kwargs: Any) -> Context:
         """A statement with parameters: three messages, so it belongs inside a transaction."""
-        return self._bounded(lambda: super(BoundedConnection, self).execute_unnamed(*args, **kwargs))
+        self._begin()
+        return super().execute_unnamed(*args, **kwargs)
 
     def close(self) -> None:
         """Say goodbye and close, whether or not the server listens."""
@@ -136,33 +115,36 @@ class BoundedConnection(pg8000.dbapi.Connection):  # type: ignore[misc]  # pg800
         with suppress(ConnectError):  # It was lost already; the socket is closed all the same.
             super().close()
 
-    def _bounded(self, operation: Callable[[], Context]) -> Context:
-        self._stream.deadline = Deadline(self._timeout_seconds)
-        return operation()
+    def _begin(self) -> None:
+        self._stream.deadline = self._budget.deadline(self._timeout_seconds)
 
 
 class Connector:
-    """Makes bounded connections to wherever `source()` points at that moment.
-
-    A name that does not resolve in time leaves one thread behind, in the system's resolver, which nothing can
-    interrupt; until it is back the next attempts fail at once, so that there is never more than one.
-    """
+    """Makes bounded connections to wherever `source()` points at that moment."""
 
     def __init__(
-        self, source: Callable[[], Postgres], *, timeout_seconds: float, connect_seconds: float | None = None
+        self,
+        source: Callable[[], Postgres],
+        *,
+        timeout_seconds: float,
+        connect_seconds: float | None = None,
+        budget: Budget | None = None,
+        resolve: Resolver | None = None,
     ) -> None:
-        """`connect_seconds`: how long a connect may take, where that is less than a statement may."""
+        """`connect_seconds`: how long a connect may take, where that is less than a statement may.
+
+        `budget`: what bounds several operations together. `resolve`: the worker's resolver; None: one of its own.
+        """
         self._source = source
         self._timeout_seconds = timeout_seconds
         self._connect_seconds = timeout_seconds if connect_seconds is None else connect_seconds
-        self._turn = threading.Lock()
-        self._resolving: threading.Thread | None = None
+        self._budget, self._resolve = budget or Budget(), resolve or Resolver()
 
     def __call__(self) -> BoundedConnection:
         """A connection; raises ConnectError, or pg8000's error for what the server said."""
         target = self._source()
         seconds = min(self._connect_seconds, target.connect_timeout or self._connect_seconds)
-        deadline = Deadline(seconds)
+        deadline = self._budget.deadline(seconds)
         ways = _WAYS[target.sslmode]
         for last, tls in ((way is ways[-1], way) for way in ways):
             try:
@@ -183,6 +165,7 @@ class Connector:
             return BoundedConnection(
                 Stream(sock, deadline),
                 self._timeout_seconds,
+                self._budget,
                 user=target.user,
                 # Where one is asked for and there is none, the server refuses an empty one in its own words.
                 password=target.password or "",
@@ -197,10 +180,18 @@ class Connector:
 
     def _connect(self, target: Postgres, deadline: Deadline) -> socket.socket:
         error = ConnectError("name not resolved")
-        for family, kind, protocol, _, address in self._addresses(target, deadline):
-            sock = socket.socket(family, kind, protocol)
+        addresses = self._addresses(target, deadline)
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
+            # Each has its share of the time: one that never answers must not keep the next from being tried.
+            share = deadline.left() / (len(addresses) - number)
             try:
-                sock.settimeout(deadline.left())
+                sock = socket.socket(family, kind, protocol)
+            except OSError:
+                # A kernel without IPv6, say.
+                error = ConnectError("refused")
+                continue
+            try:
+                sock.settimeout(share)
                 sock.connect(address)
                 if family != socket.AF_UNIX:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -209,8 +200,6 @@ class Connector:
                 error = ConnectError("timeout")
             except OSError:
                 error = ConnectError("refused")
-            except ConnectError as late:
-                error = late
             sock.close()
         raise error
 
@@ -218,29 +207,7 @@ class Connector:
         if target.host.startswith("/"):
             path = f"{target.host}/.s.PGSQL.{target.port}"
             return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", path)]
-        # Requests may connect together: who comes second waits its turn.
-        if not self._turn.acquire(timeout=deadline.left()):
-            raise ConnectError("name not resolved")
-        try:
-            return self._resolve(target, deadline)
-        finally:
-            self._turn.release()
-
-    def _resolve(self, target: Postgres, deadline: Deadline) -> list[tuple[Any, ...]]:
-        if self._resolving is not None and self._resolving.is_alive():
-            raise ConnectError("name not resolved")
-        found: list[tuple[Any, ...]] = []
-
-        def resolve() -> None:
-            # Nothing found is what the caller needs to know; a name that cannot be one is a UnicodeError.
-            with suppress(OSError, UnicodeError):
-                found.extend(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
-
-        thread = threading.Thread(target=resolve, name="readygate-resolve", daemon=True)
-        self._resolving = thread
-        thread.start()
-        thread.join(deadline.left())
-        return [] if thread.is_alive() else found
+        return self._resolve(target.host, target.port, deadline)
 
 
 #: Which ways a mode tries, in turn: True with TLS, False without (libpq, table 34.1).
@@ -274,7 +241,9 @@ def _wrap(sock: socket.socket, target: Postgres, deadline: Deadline) -> ssl.SSLS
         return context.wrap_socket(sock, server_hostname=target.host)
     except TimeoutError:
         raise ConnectError("timeout") from None
-    except OSError:  # ssl.SSLError and an unreadable certificate file are both one.
+    except (ConnectionError, ssl.SSLError) as error:
+        raise ConnectError("tls" if isinstance(error, ssl.SSLError) else "connection lost") from None
+    except OSError:  # An unreadable certificate file.
         raise ConnectError("tls") from None
 
 
@@ -283,7 +252,8 @@ def _context(target: Postgres) -> ssl.SSLContext:
         ssl.create_default_context() if target.sslrootcert == "system" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     )
     if target.sslcert and target.sslkey:
-        context.load_cert_chain(Path(target.sslcert), Path(target.sslkey))
+        # An encrypted key would have OpenSSL ask for its password at the terminal, and wait there.
+        context.load_cert_chain(Path(target.sslcert), Path(target.sslkey), password=lambda: b"")
     # libpq: "require" verifies as verify-ca does once it is given a root certificate.
     verify = target.sslmode.startswith("verify") or (target.sslmode == "require" and target.sslrootcert is not None)
     context.check_hostname = target.sslmode == "verify-full"

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from database import Failure, failure
+from deadline import Budget
 
 _log = logging.getLogger("readygate.database")
 #: A result older than the timeout and this is no result (spec, section 2).
@@ -47,16 +48,20 @@ class Link:
         label: Callable[[], str],
         timeout_seconds: float,
         file: Path | None = None,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`file`: the SQLite file, if it is one: a connection to a deleted or replaced file is none."""
+        """`file`: the SQLite file, if it is one: a connection to a deleted or replaced file is none.
+
+        `budget`: the engine's, to bound a ping and the connect that it may need together.
+        """
         self._engine = engine
         self._label = label
         self._timeout_seconds = timeout_seconds
         self._file = file
-        self._clock = clock
+        self._budget, self._clock = budget or Budget(), clock
         self._connection: Connection | None = None
-        self._inode: int | None = None
+        self._inode: tuple[int, int] | None = None
         self.measurement = Measurement()
         event.listen(engine, "before_cursor_execute", self._sent)
         event.listen(engine, "after_cursor_execute", self._answered)
@@ -79,11 +84,19 @@ class Link:
     def ping(self) -> bool:
         """Ask the database for a sign of life; whether one came. Never raises for a failure of the database."""
         started = self._clock()
-        try:
+
+        def ask(connection: Connection) -> None:
             # The table is there in every SQLite file, and reading it reads the file; to PostgreSQL it is no table.
-            statement = "SELECT 1" if self._file is None else "SELECT count(*) FROM sqlite_master"
-            self.use(lambda connection: connection.exec_driver_sql(statement).scalar())
+            connection.exec_driver_sql("SELECT 1" if self._file is None else "SELECT count(*) FROM sqlite_master").all()
+            if self._clock() - started > self._timeout_seconds:
+                raise TimeoutError
+
+        try:
+            with self._budget.limit(self._timeout_seconds):
+                self.use(ask)
         except Exception as error:  # noqa: BLE001  # whatever it is, the database gave no sign of life
+            # Nor will this connection: SQLite's go on failing on a file that was taken away under them.
+            self.close()
             return self._note(failure(error))
         self.measurement = replace(self.measurement, latency_seconds=self._clock() - started)
         return True
@@ -146,8 +159,9 @@ class Link:
         self.measurement = replace(self.measurement, waiting_since=None, answered_at=self._clock())
 
 
-def _inode(file: Path) -> int | None:
+def _inode(file: Path) -> tuple[int, int] | None:
     try:
-        return file.stat().st_ino
+        status = file.stat()
     except OSError:
         return None
+    return status.st_dev, status.st_ino

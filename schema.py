@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from database import failure
 
@@ -79,11 +81,13 @@ def upgrade(engine: Engine) -> None:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
             connection.exec_driver_sql("COMMIT")
-        except CommandError:
-            connection.exec_driver_sql("ROLLBACK")
-            raise SchemaOutdatedError("the schema is of another major version; run a release that knows it") from None
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
+        except BaseException as error:
+            # What went wrong is to be told, and not that the connection it went wrong on is gone.
+            with suppress(SQLAlchemyError):
+                connection.exec_driver_sql("ROLLBACK")
+            if isinstance(error, CommandError):
+                why = "the schema is of another major version; run a release that knows it"
+                raise SchemaOutdatedError(why) from None
             raise
 
 

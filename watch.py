@@ -42,10 +42,12 @@ class Watch:
         """Start the thread, unless one was started in this process (after a fork there is none yet)."""
         if self._process == os.getpid():
             return
+        # Never held while a thread starts (see replicas/heartbeat.py).
         with self._starting:
-            if self._process != os.getpid():
-                self._process = os.getpid()
-                threading.Thread(target=self._run, name="readygate-watch", daemon=True).start()
+            if self._process == os.getpid():
+                return
+            self._process = os.getpid()
+        threading.Thread(target=self._run, name="readygate-watch", daemon=True).start()
 
     def look(self) -> None:
         """Log what has changed since the last time."""

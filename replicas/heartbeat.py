@@ -63,20 +63,22 @@ class Heartbeat:
         """
         if self._process == os.getpid():
             return
+        # Never held while a thread starts: where gevent patched after an app was preloaded, this lock is the system's,
+        # and a greenlet that met it would stop all others.
         with self._starting:
             if self._process == os.getpid():
                 return
+            self._process = os.getpid()
             self._stopping = False
             self._next_ping = self._next_sync = float("-inf")
             self._first.clear()
             self._thread = threading.Thread(target=self._run, name="readygate-heartbeat", daemon=True)
-            self._thread.start()
-            self._process = os.getpid()
+        self._thread.start()
         self._first.wait(wait_seconds)
 
     def running(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the thread runs, or is about to."""
+        return self._thread is not None and (self._thread.ident is None or self._thread.is_alive())
 
     def stop(self) -> None:
         """Ask the thread to end, and wait for that for at most two seconds: it may be waiting for the database."""

@@ -197,3 +197,20 @@ def test_whatever_the_text_it_is_parsed_or_refused() -> None:
         except UrlError:
             continue
         assert isinstance(found, Postgres | Sqlite)
+
+
+@pytest.mark.parametrize("url", ["postgresql://app:p@5?hunter2=x@db/shop", "postgresql://app:123?word=1@db/shop"])
+def test_half_a_password_is_no_parameter_that_is_repeated(url: str) -> None:
+    with pytest.raises(UrlError, match="percent-encoded") as caught:
+        parse(url)
+    assert "hunter2" not in str(caught.value)
+    assert "word=1" not in str(caught.value)
+
+
+def test_a_parameter_that_stands_twice_is_refused() -> None:
+    with pytest.raises(UrlError, match="takes sslmode once"):
+        parse("postgresql://app@db/shop?sslmode=require&sslmode=disable")
+
+
+def test_no_label_ends_a_line_of_the_log() -> None:
+    assert parse("postgresql://app@db/a%0Ab%1B").label == "db:5432/a?b?"

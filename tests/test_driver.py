@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import pty
 import socket
 import struct
+import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import postgres as pg
 import pytest
+from certificates import Authority
+from cryptography.hazmat.primitives import serialization
+from proxy import Proxy
 from sqlalchemy.exc import SQLAlchemyError
 
 import database
 from database_url import Postgres
-from driver import BoundedConnection, ConnectError, Connector, Deadline
+from deadline import Budget, ConnectError, Deadline
+from driver import BoundedConnection, Connector
+from resolver import Resolver
 
 TIMEOUT = 0.5
 #: What a busy machine may add.
@@ -281,6 +293,135 @@ def test_every_address_of_a_name_is_tried(postgres_server: pg.Server, monkeypatc
     closed = pg.free_port()
     monkeypatch.setattr(socket, "getaddrinfo", two)
     connect(postgres_server.port, host="db", user="postgres", database="postgres").close()
+
+
+def test_an_address_that_never_answers_leaves_time_for_the_next(
+    postgres_server: pg.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        addresses = [full.getsockname()] * 2 + [("127.0.0.1", postgres_server.port)]
+        # A backlog that is full drops what comes, as a black hole does.
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(full.getsockname())
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(*kind, address) for address in addresses])
+            started = time.monotonic()
+            connect(postgres_server.port, host="db", user="postgres", database="postgres").close()
+            assert time.monotonic() - started > TIMEOUT / 2
+
+
+def test_a_kind_of_address_that_the_kernel_lacks_is_passed_over(
+    postgres_server: pg.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", postgres_server.port))
+    none = (socket.AF_APPLETALK, socket.SOCK_STREAM, 0, "", ("::1", 1))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [none, good])
+    connect(postgres_server.port, host="db", user="postgres", database="postgres").close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [none])
+    assert refusal(5432, host="db") == "refused"
+
+
+@pytest.mark.parametrize("mode", ["prefer", "require", "verify-full"])
+def test_a_server_that_hangs_up_on_the_question_for_tls_is_a_lost_connection(mode: str) -> None:
+    def reset(client: socket.socket) -> None:
+        client.recv(8)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with server(reset) as port:
+        assert refusal(port, sslmode=mode, sslrootcert="system" if mode == "verify-full" else None) == "connection lost"
+
+
+def test_one_resolver_serves_all_that_connect_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, asked = threading.Event(), []
+
+    def hang(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        free.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    resolve = Resolver()
+    for _ in range(3):
+        connector = Connector(lambda: target(5432, host="db"), timeout_seconds=TIMEOUT, resolve=resolve)
+        with pytest.raises(ConnectError, match="name not resolved"):
+            connector()
+    assert len(asked) == 1
+    free.set()
+
+
+# Several operations together
+
+
+def test_a_budget_bounds_all_that_is_done_inside() -> None:
+    budget = Budget()
+    with budget.limit(0.2):
+        with budget.limit(60):
+            assert budget.deadline(60).left() <= 0.2
+        assert budget.deadline(0.1).left() <= 0.1
+        time.sleep(0.2)
+        with pytest.raises(ConnectError, match="timeout"):
+            budget.deadline(60).left()
+    assert budget.deadline(60).left() > 59
+
+
+def test_a_budget_is_of_the_thread_that_set_it() -> None:
+    budget, seen = Budget(), []
+    with budget.limit(0.2):
+        other = threading.Thread(target=lambda: seen.append(budget.deadline(60).left()))
+        other.start()
+        other.join()
+    assert seen[0] > 59
+
+
+def test_a_connect_and_its_statements_share_a_budget(postgres_server: pg.Server) -> None:
+    with contextlib.closing(Proxy(postgres_server.port)) as proxy:
+        proxy.delay_seconds = 0.15
+        shared = database.Shared()
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+        engine = database.background_engine(lambda: url, timeout_seconds=5, shared=shared)
+        started = time.monotonic()
+
+        def work() -> None:
+            with shared.budget.limit(0.5), engine.connect() as connection:
+                for _ in range(20):
+                    connection.exec_driver_sql("SELECT 1")
+
+        with pytest.raises(SQLAlchemyError, match="timeout"):
+            work()
+        assert time.monotonic() - started < 0.5 + SLACK
+
+
+def test_an_encrypted_key_is_refused_and_asks_nobody(tmp_path: Path) -> None:
+    pair = Authority(tmp_path, "authority").issue("client")
+    key = serialization.load_pem_private_key(pair.key.read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"sesame")
+    pair.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    url = f"postgresql://app@db/shop?sslmode=require&sslcert={pair.certificate}&sslkey={pair.key}"
+    program = f"import database_url, driver; driver._context(database_url.parse({url!r}))"
+
+    def own_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    # At a terminal, where OpenSSL would ask for the password, and wait.
+    terminal, ours = pty.openpty()
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        stdin=ours,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        preexec_fn=own_the_terminal,
+    )
+    os.close(ours)
+    os.close(terminal)
+    assert run.stderr.splitlines()[-1].startswith("ssl.SSLError: ")
 
 
 # What a real server says

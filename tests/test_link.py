@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import postgres as pg
 import pytest
 from clock import Clock
+from proxy import Proxy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
@@ -131,9 +133,10 @@ def test_a_connect_that_waits_counts_as_well(sqlite_url: str, clock: Clock) -> N
         clock.now += TIMEOUT + 0.01
         seen.append((link.stalled(), link.unreachable()))
 
-    assert link.ping()
+    # It succeeded at last, and too late: a sign of life that took longer than the timeout is none.
+    assert not link.ping()
     assert seen == [(True, True)]
-    assert not link.unreachable()
+    assert link.unreachable()
 
 
 def test_a_failure_is_logged_once_when_it_begins_and_once_when_it_ends(
@@ -263,3 +266,35 @@ def test_a_closed_link_opens_again(link: Link) -> None:
     link.close()
     link.close()
     assert link.ping()
+
+
+def test_a_connect_and_its_ping_together_take_no_longer_than_the_timeout(postgres_server: pg.Server) -> None:
+    with contextlib.closing(Proxy(postgres_server.port)) as proxy:
+        shared, url = database.Shared(), f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+        link = Link(
+            database.background_engine(lambda: url, timeout_seconds=1, shared=shared),
+            label=lambda: "db:1/shop",
+            timeout_seconds=1,
+            budget=shared.budget,
+        )
+        proxy.delay_seconds = 0.4
+        started = time.monotonic()
+        assert not link.ping()
+        assert time.monotonic() - started < 1.5
+        proxy.delay_seconds = 0
+        assert link.ping()
+        link.close()
+
+
+def test_a_file_that_was_taken_away_under_its_log_is_made_anew(sqlite_url: str, tmp_path: Path, clock: Clock) -> None:
+    # Two workers: while another has the files open, SQLite goes on with the log of a file that is gone.
+    links = [a_link(sqlite_url, clock) for _ in range(2)]
+    for link in links:
+        link.use(lambda connection: connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS old (x)"))
+        link.use(lambda connection: connection.exec_driver_sql("INSERT INTO old VALUES (1)"))
+    (tmp_path / "test.db").unlink()
+    for _ in range(3):
+        outcomes = [link.ping() for link in links]
+    assert outcomes == [True, True]
+    for link in links:
+        link.close()
