@@ -51,6 +51,18 @@ def on_starting(server):
     if server.cfg.worker_class_str == "gevent" and _is_sqlite():
         raise SystemExit("DATABASE_URL: gevent needs PostgreSQL, since a lock of SQLite would stop all its requests")
     gunicorn.on_starting(server)
+    # With --daemon the master is another process by now than the one that read this file.
+    os.environ[_CHECKED] = str(os.getpid())
+
+
+def post_fork(server, worker):
+    """In each worker, before gevent patches: with --preload it finds modules that were loaded before, and says so.
+
+    Nothing of TLS is made before the patch, so the warning means nothing here, and would be a line that is no JSON.
+    """
+    import warnings
+
+    warnings.filterwarnings("ignore", message="Monkey-patching ssl after ssl has already been imported")
 
 
 def when_ready(server):
@@ -76,6 +88,8 @@ def pre_exec(server):
 def post_worker_init(worker):
     """In each worker, after the fork: start the thread that pings, beats and judges."""
     replica = worker.wsgi.extensions["readygate"]
+    # Only what serves in threads has a number of them: gevent's requests wait for nobody.
+    replica.threads = {"sync": 1, "gthread": worker.cfg.threads}.get(worker.cfg.worker_class_str)
     replica.lease.follow_parent(worker.ppid)
     replica.start()
 

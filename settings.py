@@ -34,8 +34,11 @@ VARIABLES = (
     "READYGATE_REPLICA_ID",
     "READYGATE_STALE_AFTER_SECONDS",
 )
-MAX_KEYS_BYTES = 64 * 1024
+#: Files are read no further than they can be of use: one may be a device by mistake.
+MAX_KEYS_BYTES, MAX_URL = 64 * 1024, 8 * 1024
 _ADMIN_TOKEN = re.compile(r"[\x21-\x7e]{32,1024}")
+#: Of a Service: NAME_SERVICE_HOST, NAME_SERVICE_PORT, NAME_PORT, NAME_PORT_80_TCP_ADDR and so on.
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP|SCTP).*)?$")
 _DEFAULT_DATABASE = Path(__file__).parent / "instance" / "readygate.db"
 
 
@@ -98,7 +101,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     url, url_file = _database(environ)
     heartbeat = _seconds(environ, "READYGATE_HEARTBEAT_SECONDS", 5.0, least=0.05, most=3600)
     stale = _seconds(environ, "READYGATE_STALE_AFTER_SECONDS", 3 * heartbeat, least=0.15, most=86400)
-    if stale < 3 * heartbeat:
+    # In microseconds, as the table has them: three times 0.1 is more than 0.3 to a float.
+    if round(stale * 1e6) < 3 * round(heartbeat * 1e6):
         raise SettingsError(
             f"READYGATE_STALE_AFTER_SECONDS: takes at least 3 heartbeats, which is {3 * heartbeat:g}; "
             "raise it or lower READYGATE_HEARTBEAT_SECONDS"
@@ -126,11 +130,11 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _refuse_typos(environ: Mapping[str, str]) -> None:
-    # Only what is close to a name of ours: Kubernetes gives every pod READYGATE_SERVICE_HOST and the like where a
-    # Service is called readygate.
+    # Only what is close to a name of ours, and none that Kubernetes gives every pod where a Service is called
+    # readygate, readygate-metrics or the like.
     for name in sorted(environ):
-        if name.startswith("READYGATE_") and name not in VARIABLES:
-            near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)
+        if name.startswith("READYGATE_") and name not in VARIABLES and not _OF_KUBERNETES.search(name):
+            near = difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.8)
             if near and not name.endswith("_CHECKED"):
                 raise SettingsError(f"{name}: there is no such variable; did you mean {near[0]}?")
 
@@ -167,7 +171,8 @@ def _url_in(file: Path) -> str:
     from database_url import UrlError, parse
 
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(MAX_URL + 1).strip()
     except (OSError, UnicodeDecodeError):
         raise UrlError("DATABASE_URL_FILE: takes a readable text file that holds one database URL") from None
     try:
@@ -186,7 +191,8 @@ def _keys(environ: Mapping[str, str], file: Path | None) -> str | None:
     from entitlements import KeySetError, key_set
 
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(MAX_KEYS_BYTES + 1)
         if len(text) > MAX_KEYS_BYTES:
             raise SettingsError("READYGATE_LICENSE_KEYS: the file is over 64 KiB; it takes a JWK set (RFC 7517)")
         key_set(text)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from flask import Blueprint, Response, request
 
-from .checks import Check, Measured, Remark, first_failure, public
+from .checks import Check, Measured, Public, Remark, Told, first_failure, public
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -25,29 +25,32 @@ def blueprint(
     failed after `timeout_seconds`. `measured`: checks that only read memory, asked at each request, before the others.
     `start`: called by each readiness request first, for an app whose server has no hook to start its own threads.
     """
-    checks: dict[str, Check] = dict(measured or {})
-    slow: list[Measured] = []
-    for name, check in (ready or {}).items():
-        if name in checks or not name.replace("-", "").replace("_", "").isalnum():
+    names = [*(measured or {}), *(ready or {})]
+    for name in names:
+        if names.count(name) > 1 or not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"check {name!r}: takes a name of its own, of letters, digits, - and _")
-        own = Measured(name, check, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
-        checks[name] = own
-        slow.append(own)
+    slow = {
+        name: Measured(name, check, interval_seconds=interval_seconds, timeout_seconds=timeout_seconds)
+        for name, check in (ready or {}).items()
+    }
+    # A reason that anybody may read is told by whoever measured it.
+    fast = {name: Told(name, check, untold=(Public, Remark)) for name, check in (measured or {}).items()}
+    checks: dict[str, Check] = {**fast, **slow}
     routes = Blueprint("readygate_health", __name__)
 
     def begin() -> None:
         # All of them before any is read, so that the first probe waits for one first result, not for each in turn.
         start()
-        for check in slow:
+        for check in slow.values():
             check.start()
 
-    @routes.get("/healthz")
+    @routes.get("/healthz", provide_automatic_options=False)
     def healthz() -> Response:
         # If this answers at all, the process is alive. It must touch nothing that could block or fail: an
         # orchestrator restarts what fails here, and a restart cures no database and no license.
         return _text("OK", 200)
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", provide_automatic_options=False)
     def readyz() -> Response:
         begin()
         asked = checks
@@ -61,7 +64,7 @@ def blueprint(
         reason = first_failure(asked)
         return _text("OK", 200) if reason is None else _text(reason, 503)
 
-    @routes.get("/readyz/<name>")
+    @routes.get("/readyz/<name>", provide_automatic_options=False)
     def readyz_check(name: str) -> Response:
         begin()
         if name not in checks:

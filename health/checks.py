@@ -29,6 +29,36 @@ class Remark(str):
     __slots__ = ()
 
 
+class Told:
+    """A check that has failed where it raises, and whose result goes to the log when it changes."""
+
+    def __init__(self, name: str, check: Check, *, untold: tuple[type, ...] = ()) -> None:
+        """`untold`: kinds of reasons that somebody else logs."""
+        self._name, self._check, self._untold = name, check, untold
+        self._logged: str | None = None
+
+    def __call__(self) -> str | None:
+        """What the check says."""
+        try:
+            result = self._check()
+        except Exception as error:  # noqa: BLE001  # a check that raises has failed, whatever it raised
+            result = f"raised {type(error).__name__}"
+        self.tell(result)
+        return result
+
+    def tell(self, result: str | None) -> None:
+        """One line where `result` is another than the last."""
+        if result == self._logged or isinstance(result, self._untold):
+            return
+        self._logged = result
+        if isinstance(result, Remark):
+            _log.info("check %s: %s", self._name, result)
+        elif result is None:
+            _log.info("check %s: ok again", self._name)
+        else:
+            _log.warning("check %s failed: %s", self._name, result)
+
+
 class Measured:
     """A check that runs in a thread of its own, once every `interval_seconds`; reading its last result costs nothing.
 
@@ -44,7 +74,7 @@ class Measured:
         timeout_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._check = name, check
+        self._name, self._check = name, Told(name, check)
         self._interval_seconds, self._timeout_seconds = interval_seconds, timeout_seconds
         self._clock = clock
         self._lock = threading.Lock()
@@ -55,7 +85,6 @@ class Measured:
         self._called_at = clock()
         self._calling = False
         self._result: str | None = None
-        self._logged: str | None = None
 
     def __call__(self) -> str | None:
         """What the last call found, None where all was well; waits for nothing once there was a first result."""
@@ -63,7 +92,7 @@ class Measured:
         if not self._first.is_set():
             self._first.wait(max(0.0, self._wait_until - self._clock()))
         if self._calling and self._clock() - self._called_at > self._timeout_seconds:
-            self._tell("exceeded its timeout")
+            self._check.tell("exceeded its timeout")
             return f"exceeded its timeout of {self._timeout_seconds:g} s"
         return self._result if self._first.is_set() else "has no result yet"
 
@@ -71,14 +100,16 @@ class Measured:
         """Start the thread, unless one runs in this process (after a fork there is none yet)."""
         if self._process == os.getpid():
             return
+        # Never held while a thread starts: where gevent patched after an app was preloaded, this lock is the system's,
+        # and a greenlet that met it would stop all others.
         with self._lock:
             if self._process == os.getpid():
                 return
             self._first.clear()
             self._called_at = self._clock()
             self._wait_until = self._called_at + _FIRST_SECONDS
-            threading.Thread(target=self._run, name=f"readygate-check-{self._name}", daemon=True).start()
             self._process = os.getpid()
+        threading.Thread(target=self._run, name=f"readygate-check-{self._name}", daemon=True).start()
 
     def stop(self) -> None:
         """Let the thread end after the call that is under way."""
@@ -87,24 +118,9 @@ class Measured:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._called_at, self._calling = self._clock(), True
-            try:
-                result = self._check()
-            except Exception as error:  # noqa: BLE001  # a check that raises has failed, whatever it raised
-                result = f"raised {type(error).__name__}"
-            self._result, self._calling = result, False
+            self._result, self._calling = self._check(), False
             self._first.set()
-            self._tell(result)
             self._stop.wait(self._interval_seconds)
-
-    def _tell(self, result: str | None) -> None:
-        """One line when the result changes."""
-        if result == self._logged:
-            return
-        self._logged = result
-        if result is None:
-            _log.info("check %s: ok again", self._name)
-        else:
-            _log.warning("check %s failed: %s", self._name, result)
 
 
 def disclosed(**checks: Check) -> dict[str, Check]:

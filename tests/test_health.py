@@ -195,6 +195,29 @@ def test_a_check_that_raises_has_failed(logged: list[str]) -> None:
     assert logged == ["check disk failed: raised OSError"]
 
 
+def test_a_measured_check_that_raises_has_failed_too_and_is_told_once(logged: list[str]) -> None:
+    def check() -> str | None:
+        raise OSError("/srv/data: sesame")
+
+    client = a_client(measured={"disk": check, "queue": lambda: None})
+    for _ in range(2):
+        assert answer(client.get("/readyz")) == (503, "disk failed")
+        assert answer(client.get("/readyz/disk")) == (503, "disk failed")
+        assert answer(client.get("/readyz?verbose"))[1].startswith("[-]disk failed: reason withheld\n[+]queue ok\n")
+    assert logged == ["check disk failed: raised OSError"]
+
+
+def test_a_remark_of_a_hosts_check_is_no_failure_in_the_log_either(logged: list[str]) -> None:
+    client = a_client(ready={"disk": lambda: health.Remark("nearly full")})
+    assert answer(client.get("/readyz")) == (200, "OK")
+    assert logged == ["check disk: nearly full"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/readyz/database"])
+def test_probes_know_no_options(client: FlaskClient, path: str) -> None:
+    assert client.options(path).status_code == 405
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_check_that_ended_its_own_thread_has_failed() -> None:
     def check() -> str | None:
@@ -342,6 +365,15 @@ def test_the_services_reasons_come_in_their_order(
     monkeypatch.setattr(replica.link, "_clock", lambda: now + 8)
     assert said() == "database unreachable"
     assert answer(client.get("/readyz?verbose"))[1].startswith("[-]database failed: database unreachable\n")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "my_service:8000", ""])
+def test_liveness_does_not_fail_of_the_name_it_is_asked_by(sqlite_url: str, host: str) -> None:
+    client = create_app(settings.read({"DATABASE_URL": sqlite_url})).test_client()
+    assert answer(client.get("/healthz", headers={"Host": host})) == (200, "OK")
+    refused = client.get("/healthz/", headers={"Host": host})
+    assert refused.status_code == 404
+    assert refused.headers["Cache-Control"] == "no-store"
 
 
 def test_making_the_app_touches_no_database(tmp_path: Path) -> None:

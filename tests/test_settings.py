@@ -259,3 +259,34 @@ def test_every_variable_that_is_read_is_known() -> None:
     asked = set(re.findall(r'"(READYGATE_[A-Z_]+)"', source[source.index("def read(") :]))
     assert asked
     assert asked <= set(settings.VARIABLES)
+
+
+@pytest.mark.parametrize(("heartbeat", "stale"), [("0.1", "0.3"), ("1.1", "3.3"), ("2.2", "6.6"), ("0.05", "0.15")])
+def test_three_heartbeats_are_enough_whatever_floats_make_of_them(heartbeat: str, stale: str) -> None:
+    given = {"READYGATE_HEARTBEAT_SECONDS": heartbeat, "READYGATE_STALE_AFTER_SECONDS": stale}
+    assert settings.read(given).stale_after_seconds == float(stale)
+    with pytest.raises(settings.SettingsError, match="READYGATE_STALE_AFTER_SECONDS"):
+        settings.read({**given, "READYGATE_STALE_AFTER_SECONDS": f"{float(stale) - 0.00001:.5f}"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "READYGATE_METRICS_PORT",
+        "READYGATE_METRICS_SERVICE_HOST",
+        "READYGATE_METRICS_SERVICE_PORT_HTTP",
+        "READYGATE_REPLICA_PORT",
+        "READYGATE_LOG_PORT_8000_TCP_ADDR",
+        "READYGATE_IMAGE",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_such_a_name_is_none_of_ours(name: str) -> None:
+    assert settings.read({name: "tcp://10.0.0.1:8000"}).metrics == "token"
+
+
+@pytest.mark.parametrize(
+    "name", ["READYGATE_HEARTBEAT", "READYGATE_STALE_AFTER", "READYGATE_TIMEOUT_SECONDS", "READYGATE_METRIC"]
+)
+def test_half_a_name_is_no_variable(name: str) -> None:
+    with pytest.raises(settings.SettingsError, match=f"{name}: there is no such variable; did you mean READYGATE_"):
+        settings.read({name: "5"})
