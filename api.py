@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flask import Flask, Response, jsonify, request
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
@@ -19,8 +20,9 @@ import entitlements
 import openapi
 import replicas
 from auth import Tokens, Verifier
-from database import Failure, failure
+from database import Failure, Shared, failure
 from database_url import UrlError
+from deadline import ConnectError
 from entitlements import EntitlementsService
 from replicas import Registry
 from settings import Settings
@@ -28,6 +30,8 @@ from settings import Settings
 PREFIX, DESCRIPTION = "/api/v2", "/openapi.json"
 #: For how long no request may fail before the log says that they succeed again: some routes only read.
 _QUIET_SECONDS = 5.0
+#: What all operations of one request may take together; and where probes have to wait for it.
+_REQUEST_SECONDS, _ALONE_SECONDS = 2.0, 1.0
 _log = logging.getLogger("readygate.api")
 
 
@@ -40,11 +44,52 @@ class Wiring(Protocol):
     registry: Registry
     tokens: Tokens
 
+    shared: Shared
+    #: How many requests this worker serves at once; None: any number.
+    threads: int | None
+
     def stalled(self) -> bool:
-        """Whether requests had better not try the database."""
+        """Whether the database does not answer, as far as is known."""
+
+    def suspect(self) -> None:
+        """A request got no answer from the database."""
+
+    def refuses(self) -> bool:
+        """Whether requests that need the database are refused."""
 
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""
+
+
+class Turnstile:
+    """Lets fewer requests in at once than the worker has threads: one is left to answer probes, whatever they wait for.
+
+    A worker with one thread has none to leave; there a slow database is refused instead (Wiring.refuses).
+    """
+
+    def __init__(self, threads: Callable[[], int | None]) -> None:
+        """`threads`: how many the worker has; None: no bound."""
+        self._threads = threads
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def guard(self, blueprint: Blueprint) -> None:
+        """Let no request of the blueprint's in but through here."""
+        blueprint.before_request(self._enter)
+        blueprint.teardown_request(self._leave)
+
+    def _enter(self) -> None:
+        threads = self._threads()
+        with self._lock:
+            if threads is not None and self._inside >= max(1, threads - 1):
+                raise ServiceUnavailable("too many requests at once; try again in a second")
+            self._inside += 1
+        g.readygate_inside = True
+
+    def _leave(self, error: BaseException | None) -> None:
+        if g.pop("readygate_inside", False):
+            with self._lock:
+                self._inside -= 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +98,7 @@ class Access:
 
     verify: Verifier
     connect: Callable[[], AbstractContextManager[Connection]]
+    turnstile: Turnstile
 
 
 def access(wiring: Wiring) -> Access:
@@ -61,8 +107,11 @@ def access(wiring: Wiring) -> Access:
 
     @contextmanager
     def connect() -> Iterator[Connection]:
+        if "readygate_ends" not in g:
+            g.readygate_ends = time.monotonic() + (_ALONE_SECONDS if wiring.threads == 1 else _REQUEST_SECONDS)
+        left = g.readygate_ends - time.monotonic()
         try:
-            with wiring.requests.connect() as connection:
+            with wiring.shared.budget.limit(left), wiring.requests.connect() as connection:
                 try:
                     yield connection
                 except SQLAlchemyError as error:
@@ -74,6 +123,9 @@ def access(wiring: Wiring) -> Access:
             # Not a word of the error itself: its text may hold the statement, and with it a license.
             why = failure(error)
             fortune.failed(why)
+            if isinstance(getattr(error, "orig", None) or error, ConnectError):
+                # Not a word from the server. A wait for the pool, or for a lock, says nothing of it.
+                wiring.suspect()
             raise _unavailable(why) from None
         fortune.succeeded()
 
@@ -84,33 +136,33 @@ def access(wiring: Wiring) -> Access:
         admin_token=wiring.settings.current_admin_token,
         stalled=wiring.stalled,
     )
-    return Access(verifier, connect)
+    return Access(verifier, connect, Turnstile(lambda: wiring.threads))
 
 
 def register(app: Flask, wiring: Wiring, access: Access) -> None:
     """Add the operators' API."""
     connect, guard = access.connect, auth.guard(access.verify)
-
-    app.register_blueprint(
+    blueprints = (
         entitlements.blueprint(
             wiring.entitlements,
             connect=connect,
             guard=guard,
             refresh=wiring.refresh,
             count=wiring.registry.count_aged,
-            stalled=wiring.stalled,
-        )
-    )
-    app.register_blueprint(
+            stalled=wiring.refuses,
+        ),
         replicas.blueprint(
             wiring.registry,
             connect=connect,
             guard=guard,
             allowed=wiring.entitlements.allowed,
-            stalled=wiring.stalled,
+            stalled=wiring.refuses,
             refresh=wiring.refresh,
-        )
+        ),
     )
+    for blueprint in blueprints:
+        access.turnstile.guard(blueprint)
+        app.register_blueprint(blueprint)
     app.after_request(entitlements.warning_headers(wiring.entitlements, when=lambda: auth.caller() is not None))
     app.register_error_handler(HTTPException, _failed)
     # A redirect would repeat the client's Host header, in HTML.
@@ -152,11 +204,10 @@ def _unavailable(why: Failure) -> ServiceUnavailable:
 
 
 def _failed(error: HTTPException) -> Any:
-    """JSON for paths of the API that no blueprint knows; others keep their answers."""
-    if request.path not in (PREFIX, DESCRIPTION) and not request.path.startswith(f"{PREFIX}/"):
-        return error
+    """JSON for paths of the API that no blueprint knows; others keep their answers. Nobody stores either."""
     response = error.get_response()
-    response.data = jsonify(message=error.description).data
-    response.content_type = "application/json"
     response.headers["Cache-Control"] = "no-store"
+    if request.path in (PREFIX, DESCRIPTION) or request.path.startswith(f"{PREFIX}/"):
+        response.data = jsonify(message=error.description).data
+        response.content_type = "application/json"
     return response

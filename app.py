@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import click
-from flask import Flask
+from flask import Flask, Request
 from sqlalchemy.engine import Connection
+from werkzeug.exceptions import BadHost
+from werkzeug.routing import MapAdapter
 
 import api
 import auth
@@ -34,10 +36,12 @@ from watch import Watch
 #: How long a migration may take, each statement of it and each wait for another replica's.
 _MIGRATION_SECONDS = 600.0
 _SWEEP_SECONDS = 3600.0
-#: What a request gives each operation of the database, at most: with one sync worker, probes wait meanwhile.
+#: What a request gives each operation of the database, at most.
 _REQUEST_SECONDS = 1.0
-#: How soon to look again for a schema that is being made, by this replica or another.
-_SCHEMA_SECONDS = 0.2
+#: In a worker that does one thing at a time probes wait for a request: a database slower than this gets none.
+_SLOW_SECONDS = 0.05
+#: How soon to look again for a schema that is being made, by this replica or another; and where nobody makes it.
+_SCHEMA_SECONDS, _NO_SCHEMA_SECONDS = 0.2, 1.0
 #: What the log need not say at first.
 _HELD, _NO_DRAIN = "heartbeat is back", "draining: taken back"
 _log = logging.getLogger("readygate")
@@ -55,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         raise click.ClickException(str(error)) from None
     logs.set_up(settings.log)
     replica = Replica(settings)
-    app = Flask(__name__)
+    app = Service(__name__)
     app.extensions["readygate"] = replica
     app.register_blueprint(
         health.blueprint(
@@ -71,6 +75,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
+class Service(Flask):
+    """Answers by whatever name it is asked: no route depends on one, and liveness must not fail of it."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Flask's; a Host that could be nobody's name, which Werkzeug refuses, is left out."""
+        try:
+            return super().create_url_adapter(request)
+        except BadHost:
+            assert request is not None
+            return self.url_map.bind_to_environ({**request.environ, "HTTP_HOST": "localhost"})
+
+
 class Replica:
     """One worker's share of this replica: its link to the database, its thread, and what they know."""
 
@@ -78,12 +94,16 @@ class Replica:
         self.settings = settings
         url, timeout = settings.current_database_url, settings.database_timeout_seconds
         known, target = settings.database_url, parse(settings.database_url)
-        self.engine = database.request_engine(url, timeout_seconds=timeout, known=known)
-        self.requests = database.request_engine(url, timeout_seconds=min(timeout, _REQUEST_SECONDS), known=known)
+        #: One resolver for all, so that a worker leaves one thread behind in it at most.
+        self.shared = database.Shared()
+        common: database.Common = {"known": known, "shared": self.shared}
+        self.engine = database.request_engine(url, timeout_seconds=timeout, **common)
+        self.requests = database.request_engine(url, timeout_seconds=min(timeout, _REQUEST_SECONDS), **common)
         self.link = Link(
-            database.background_engine(url, timeout_seconds=timeout, known=known),
+            database.background_engine(url, timeout_seconds=timeout, **common),
             label=lambda: target.label,
             timeout_seconds=timeout,
+            budget=self.shared.budget,
             file=target.path if isinstance(target, Sqlite) else None,
         )
         self.entitlements = EntitlementsService(
@@ -121,9 +141,13 @@ class Replica:
             usual={"heartbeat": _HELD, "drain": _NO_DRAIN},
         )
         self._migrator = schema.Migrator(
-            database.background_engine(url, timeout_seconds=_MIGRATION_SECONDS, connect_seconds=timeout, known=known)
+            database.background_engine(url, timeout_seconds=_MIGRATION_SECONDS, connect_seconds=timeout, **common)
         )
         self._files = LicenseFiles(settings.license_files)
+        #: How many requests this worker serves at once; None: any number, as under gevent.
+        self.threads: int | None = None
+        #: When a request last got no answer from the database.
+        self._suspected_at = float("-inf")
         #: None: not looked at yet.
         self._schema_usable: bool | None = None
         self._next_sweep = float("-inf")
@@ -135,9 +159,19 @@ class Replica:
         self.watch.start()
 
     def stalled(self) -> bool:
-        """Whether requests had better not try the database."""
+        """Whether the database does not answer, as far as is known: then nobody waits for it."""
         self.start()
-        return self.link.stalled()
+        answered = self.link.measurement.answered_at
+        return self.link.stalled() or (answered is not None and answered <= self._suspected_at)
+
+    def suspect(self) -> None:
+        """A request got no answer from the database: until the next ping has one, no other request tries."""
+        self._suspected_at = time.monotonic()
+
+    def refuses(self) -> bool:
+        """Whether requests that need the database are refused: it does not answer, or would keep probes waiting."""
+        latency = self.link.measurement.latency_seconds
+        return self.stalled() or (self.threads == 1 and latency is not None and latency > _SLOW_SECONDS)
 
     def refresh(self) -> bool:
         """Have the thread sync now, and wait for that, two seconds at most; whether it did."""
@@ -158,7 +192,7 @@ class Replica:
         """Why this replica's own standing keeps it out of service, or None."""
         reason = self.lease.reason()
         if reason is None and self.lease.lost():
-            return health.Remark("heartbeat lost; it serves on, as no other replica could take its place")
+            return health.Remark("heartbeat lost; that takes nobody out, as no other could take its place")
         return None if reason is None else health.Public(reason)
 
     def entitlements_reason(self) -> str | None:
@@ -185,9 +219,11 @@ class Replica:
 
     def _sync(self, connection: Connection) -> float | None:
         if not self._schema_usable and not self._has_schema(connection):
-            return _SCHEMA_SECONDS
+            return _SCHEMA_SECONDS if self.settings.auto_migrate else _NO_SCHEMA_SECONDS
         try:
             self._judge(connection)
+            # Only now: tables may be missing, whatever the revision says.
+            self._schema_usable = True
             self._sweep(connection)
         except Exception as error:
             if database.failure(error).of_schema:
@@ -236,7 +272,6 @@ class Replica:
                 _log.error("%s", error)
             self._schema_usable = False
             return False
-        self._schema_usable = True
         return True
 
     def _sweep(self, connection: Connection) -> None:

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import click
@@ -25,8 +24,10 @@ import replicas.commands
 import schema
 from auth import Tokens
 from database_url import UrlError, parse
-from entitlements import EntitlementsService
+from entitlements import EntitlementsService, Feature
+from entitlements.license import HIGH_AVAILABILITY
 from replicas import Registry
+from replicas.replica import rfc3339
 from settings import Settings
 
 #: How many replicas `status` shows, one line each.
@@ -56,7 +57,7 @@ def register(app: Flask, wiring: Wiring) -> None:
 
     app.cli.add_command(entitlements.commands.commands(wiring.entitlements, connect, show))
     app.cli.add_command(auth.commands.commands(wiring.tokens, connect, show))
-    app.cli.add_command(replicas.commands.commands(wiring.registry, connect, show))
+    app.cli.add_command(replicas.commands.commands(wiring.registry, connect, show, allowed=wiring.entitlements.allowed))
     app.cli.add_command(_db(wiring))
     app.cli.add_command(_status(wiring, connect))
 
@@ -69,7 +70,7 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         click.echo("none")
         return
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    lines = [list(rows[0]), *(["-" if value is None else str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -132,11 +133,13 @@ def _status(wiring: Wiring, connect: Callable[[], Any]) -> click.Command:
 
 def _fleet(seen: overview.Overview, exclude: str) -> dict[str, Any]:
     """What the shared database says, for programs."""
+    judged = overview.judge(seen, exclude=exclude)
     return {
         "deployment_id": seen.deployment_id,
         "licenses": [entitlements.service.summary(row) for row in seen.stored.rows],
         "allowed": seen.allowed,
         "violation": seen.last is not None,
+        "features": {name: _feature(feature) for name, feature in judged.features.items()},
         "notices": [
             {
                 "code": notice.code,
@@ -145,7 +148,7 @@ def _fleet(seen: overview.Overview, exclude: str) -> dict[str, Any]:
                 "severity": notice.severity,
                 "blocking": notice.blocking,
             }
-            for notice in overview.notices(seen, exclude=exclude)
+            for notice in judged.notices
         ],
         "replicas": [
             {
@@ -154,14 +157,19 @@ def _fleet(seen: overview.Overview, exclude: str) -> dict[str, Any]:
                 "version": replica.version,
                 "state": state,
                 "policy": replica.exclude,
-                "draining_at": None if replica.draining_at is None else _time(replica.draining_at),
-                "updated_at": _time(replica.updated_at),
+                "draining_at": None if replica.draining_at is None else rfc3339(replica.draining_at),
+                "updated_at": rfc3339(replica.updated_at),
             }
             for replica, state in seen.replicas
         ],
         "complete": seen.complete,
         "policies": seen.policies,
     }
+
+
+def _feature(feature: Feature) -> dict[str, Any]:
+    ends = None if feature.ends is None else rfc3339(feature.ends * 1_000_000)
+    return {"entitlement": feature.entitlement, "limit": feature.limit, "ends": ends}
 
 
 def _for_people(found: dict[str, Any]) -> str:
@@ -176,6 +184,7 @@ def _for_people(found: dict[str, Any]) -> str:
     refused = sum(1 for license_ in found["licenses"] if license_["refusal"])
     lines.append(f"deployment: {found['deployment_id']}")
     lines.append(f"licenses: {len(found['licenses'])} stored, {refused} of them refused")
+    lines += [f"  {name}: {_standing(name, feature)}" for name, feature in found["features"].items()]
     may = "any number" if found["allowed"] is None else str(found["allowed"])
     lines.append(f"replicas: {len(found['replicas'])}{'' if found['complete'] else ' or more'} active, {may} may serve")
     width = max((len(row["hostname"]) for row in found["replicas"]), default=0)
@@ -189,8 +198,10 @@ def _doing(row: dict[str, Any]) -> str:
     return f"{row['state']}, hands its place over at {row['draining_at']}"
 
 
-def _time(instant: int) -> str:
-    return datetime.fromtimestamp(instant / 1_000_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _standing(name: str, feature: dict[str, Any]) -> str:
+    words = str(feature["entitlement"]).replace("_", " ")
+    number = "" if feature["limit"] is None or name == HIGH_AVAILABILITY else f" ({feature['limit']})"
+    return words + number + ("" if feature["ends"] is None else f" until {feature['ends'][:10]}")
 
 
 _POLICIES = {
@@ -204,11 +215,12 @@ def _probe(url: str) -> tuple[int, str]:
     # A proxy that the environment names for the outside knows nothing of this host.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/readyz?verbose", timeout=_PROBE_SECONDS) as response:
-            return response.status, response.read(65536).decode(errors="replace")
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read(65536).decode(errors="replace")
+        try:
+            answer = opener.open(f"{url.rstrip('/')}/readyz?verbose", timeout=_PROBE_SECONDS)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            return answer.status, answer.read(65536).decode(errors="replace")
     except (OSError, ValueError, http.client.HTTPException):
         return 0, f"no replica answers at {url}; start it with `gunicorn`, or name another with --url"
 

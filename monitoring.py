@@ -14,12 +14,11 @@ import metrics
 from entitlements import Entitlements, EntitlementsService
 from health import Remark
 from link import Link
-from replicas import Facts, Heartbeat, Lease, Registry
-from replicas.blueprint import state
+from replicas import Facts, Heartbeat, Lease, Registry, State, state
 from settings import Settings
 from version import VERSION
 
-_STATES = ("grace", "serving", "excluded", "draining")
+_STATES: tuple[State, ...] = ("grace", "serving", "excluded", "draining")
 
 
 class Wiring(Protocol):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 import entitlements
-from entitlements import EntitlementsService, Notice, Stored
+from entitlements import Entitlements, EntitlementsService, Stored
 from entitlements.verdict import Exclude
-from replicas import Registry, Replica
-from replicas.blueprint import state
+from replicas import Registry, Replica, State, state
 
 _NEVER = 2**62
 
@@ -29,7 +28,7 @@ class Overview:
     #: The place behind which the surplus stands; None: there is no violation.
     last: tuple[int, str] | None
     #: The first of the line, and what each of them does.
-    replicas: tuple[tuple[Replica, str], ...]
+    replicas: tuple[tuple[Replica, State], ...]
     #: How many were asked for, at least one more than may serve.
     limit: int
 
@@ -63,8 +62,8 @@ def read(connection: Connection, service: EntitlementsService, registry: Registr
     )
 
 
-def notices(found: Overview, *, exclude: str) -> tuple[Notice, ...]:
-    """The errors and warnings of the fleet, as its replicas evaluate them.
+def judge(found: Overview, *, exclude: str) -> Entitlements:
+    """The entitlements of the fleet, as its replicas evaluate them, for somebody who is none of them.
 
     `exclude`: the policy to judge by where the replicas do not agree on one of their own.
     """
@@ -76,7 +75,7 @@ def notices(found: Overview, *, exclude: str) -> tuple[Notice, ...]:
         me=_Observer(created_at=found.now, aged_at=_NEVER),
     )
     known: Exclude = "surplus" if policy == "surplus" else "all"
-    return entitlements.evaluate(found.stored.valid, fleet, exclude=known, invalid=found.stored.refusals).notices
+    return entitlements.evaluate(found.stored.valid, fleet, exclude=known, invalid=found.stored.refusals)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,7 @@ from entitlements import (
 )
 from entitlements.license import HIGH_AVAILABILITY, REPLICA_LIMIT
 from overview import Overview
-from replicas import DrainEnded, Lease, Registry, ReplicaNotFound
-from replicas.blueprint import state
+from replicas import DrainEnded, Lease, Registry, ReplicaNotFound, state
 from settings import Settings
 from version import VERSION
 
@@ -54,7 +53,10 @@ class Wiring(Protocol):
         """What /readyz asks."""
 
     def stalled(self) -> bool:
-        """Whether requests had better not try the database."""
+        """Whether the database does not answer, as far as is known."""
+
+    def refuses(self) -> bool:
+        """Whether requests that need the database are refused."""
 
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""
@@ -65,7 +67,7 @@ def register(app: Flask, wiring: Wiring, access: Access) -> None:
     registry, service = wiring.registry, wiring.entitlements
 
     def act(work: Callable[[Connection], Any]) -> None:
-        if wiring.stalled():
+        if wiring.refuses():
             raise status.Refused("the database does not answer; nothing was changed", status=503)
         try:
             with access.connect() as connection:
@@ -84,19 +86,19 @@ def register(app: Flask, wiring: Wiring, access: Access) -> None:
         caller = auth.caller()
         return caller is not None and caller.role == "admin"
 
-    app.register_blueprint(
-        status.blueprint(
-            see=Watch(wiring, access),
-            guard=auth.guard(access.verify, challenge=_CHALLENGE),
-            actions=status.Actions(
-                add_license=lambda text: act(lambda connection: service.add(connection, text)),
-                remove_license=lambda number: act(lambda connection: service.remove(connection, number)),
-                drain=lambda known, now: act(lambda connection: registry.drain(connection, known, now=now)),
-                undrain=lambda known: act(lambda connection: registry.undrain(connection, known)),
-            ),
-            admin=is_admin,
-        )
+    blueprint = status.blueprint(
+        see=Watch(wiring, access),
+        guard=auth.guard(access.verify, challenge=_CHALLENGE),
+        actions=status.Actions(
+            add_license=lambda text: act(lambda connection: service.add(connection, text)),
+            remove_license=lambda number: act(lambda connection: service.remove(connection, number)),
+            drain=lambda known, now: act(lambda connection: registry.drain(connection, known, now=now)),
+            undrain=lambda known: act(lambda connection: registry.undrain(connection, known)),
+        ),
+        admin=is_admin,
     )
+    access.turnstile.guard(blueprint)
+    app.register_blueprint(blueprint)
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class Watch:
 
     def _read(self) -> str | None:
         """Read the fleet; why that cannot be done now, or None."""
-        if self._wiring.stalled():
-            return "it does not answer"
+        if self._wiring.refuses():
+            return "it does not answer" if self._wiring.stalled() else "it answers too slowly"
         before = self._clock()
         try:
             with self._access.connect() as connection:
@@ -164,7 +166,7 @@ class Watch:
         found = last.found
         return replace(
             view,
-            replicas=tuple(_replica(row, standing) for row, standing in found.replicas),
+            replicas=tuple(_replica(row, standing) for row, standing in (*found.replicas, *self._beyond(found))),
             licenses=tuple(map(_license, found.stored.rows)),
             allowed=found.allowed,
             high_availability=found.high_availability,
@@ -173,6 +175,13 @@ class Watch:
             complete=found.complete,
             deployment_id=found.deployment_id,
         )
+
+    def _beyond(self, found: Overview) -> tuple[tuple[replicas.Replica, replicas.State], ...]:
+        """This replica, where it stands too far back in the line to be among those that were read."""
+        facts = self._wiring.lease.facts
+        if facts is None or found.complete or any(row.id == facts.me.id for row, _ in found.replicas):
+            return ()
+        return ((facts.me, state(facts.me, found.now, found.last, found.high_availability)),)
 
     def _with_facts(self, view: status.View, facts: replicas.Facts) -> status.View:
         """What the thread's last sync read: of the others, only those that decide over this replica."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 from sqlalchemy.engine import Connection
+from werkzeug.exceptions import HTTPException
 
 from .errors import AuthError
 from .tokens import Role, Token, Tokens
@@ -19,12 +21,20 @@ _MOST_SECONDS = 100 * _SECONDS["y"]
 Show = Callable[[Sequence[dict[str, Any]], bool], None]
 
 
+def plain(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print rows: JSON, or a line each."""
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join("  ".join(map(str, row.values())) for row in rows))
+
+
 def commands(
     tokens: Tokens,
     connect: Callable[[], AbstractContextManager[Connection]],
-    show: Show,
+    show: Show = plain,
 ) -> click.Group:
-    """The group. `connect`: a connection in autocommit mode, whose failures become one line for people."""
+    """The group. `connect`: a connection in autocommit mode, whose failures become one line for people.
+
+    `show`: prints rows.
+    """
     group = click.Group("token", help="Tokens for the API: make, list and revoke them.")
 
     @group.command()
@@ -40,7 +50,7 @@ def commands(
           flask --app app token create ci --role viewer --expires 90d > token
           curl -H "Authorization: Bearer $(cat token)" localhost:8000/api/v2/entitlements
         """
-        with connect() as connection, _one_line():
+        with _one_line(), connect() as connection:
             text, row = tokens.create(connection, name, role=role, expires_seconds=expires)
         if as_json:
             show([{**_row(row, row.created_at), "token": text}], True)
@@ -57,7 +67,7 @@ def commands(
         Example:
           flask --app app token list --json
         """
-        with connect() as connection:
+        with _one_line(), connect() as connection:
             rows, now = tokens.all(connection)
         shown = [_row(row, now) for row in rows]
         show(shown if as_json else [{**row, "expires_at": row["expires_at"] or "never"} for row in shown], as_json)
@@ -72,7 +82,7 @@ def commands(
         Example:
           flask --app app token revoke ci
         """
-        with connect() as connection, _one_line():
+        with _one_line(), connect() as connection:
             tokens.revoke(connection, name)
         if as_json:
             show([{"revoked": name}], True)
@@ -89,6 +99,8 @@ def _one_line() -> Iterator[None]:
         yield
     except AuthError as error:
         raise click.ClickException(str(error)) from None
+    except HTTPException as error:
+        raise click.ClickException(f"{error.description}; is it up?") from None
 
 
 def _duration(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

@@ -76,7 +76,8 @@ def _of_our_own() -> bool:
     except ValueError:
         return False
     # The scheme is not compared: behind a proxy that ends TLS we see another one than the browser.
-    return origin.scheme in ("http", "https") and origin.netloc == request.host
+    # The header itself: Werkzeug's host is empty where a name is unusual, and so might be the origin's.
+    return origin.scheme in ("http", "https") and origin.netloc == (request.headers.get("Host") or None)
 
 
 def _refused(status: int, message: str, detail: str | None = None) -> Response:

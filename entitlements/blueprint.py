@@ -11,7 +11,7 @@ from functools import wraps
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from flask import Blueprint, Response, abort, jsonify, request
+from flask import Blueprint, Response, abort, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from .errors import LicenseError, LicenseExists, LicenseNotFound
@@ -153,7 +153,8 @@ def gate(service: EntitlementsService) -> Callable[[str], Callable[[View], View]
             @wraps(view)
             def gated(*arguments: Any, **values: Any) -> Any:
                 if service.enabled(name):
-                    return view(*arguments, **values)
+                    # As Flask itself would call it, so that a view may be async.
+                    return current_app.ensure_sync(view)(*arguments, **values)
                 response = jsonify(message=f"the feature {name} is not enabled", detail="No license here grants it.")
                 response.status_code = 403
                 return response
@@ -231,13 +232,17 @@ def _license_in_body() -> str:
 
 def _body() -> bytes:
     """The request's body, read to its end; 413 where that is too far, also where it comes in chunks."""
-    request.max_content_length = _MOST_BYTES
+    # One more than is taken: a body that comes in chunks ends at the limit, and Werkzeug says nothing of the rest.
+    request.max_content_length = _MOST_BYTES + 1
     try:
-        return request.get_data()
+        body = request.get_data()
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001  # servers raise what they like for a body that breaks off
         abort(400, "the body broke off")
+    if len(body) > _MOST_BYTES:
+        abort(413)
+    return body
 
 
 def _failed(error: HTTPException) -> Any:
@@ -248,4 +253,6 @@ def _failed(error: HTTPException) -> Any:
 
 
 def _time(instant: int) -> str:
-    return datetime.fromtimestamp(instant / 1_000_000, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    # The calendar ends with the year 9999, and the database is not trusted to know.
+    known = datetime.fromtimestamp(min(max(instant, 0), 253_402_300_799_000_000) / 1_000_000, UTC)
+    return known.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,13 +14,20 @@ from typing import Any
 
 import click
 from sqlalchemy.engine import Connection
+from werkzeug.exceptions import HTTPException
 
 from . import signing
 from .errors import EntitlementsError
-from .service import MOST_LICENSES, EntitlementsService, summary
+from .license import MAX_BYTES
+from .service import EntitlementsService, summary
 
 _DAY = 86400
 Show = Callable[[Sequence[dict[str, Any]], bool], None]
+
+
+def plain(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Print rows: JSON, or a line each."""
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join("  ".join(map(str, row.values())) for row in rows))
 
 
 class Duration(click.ParamType[int]):
@@ -53,9 +61,12 @@ class Grant(click.ParamType[tuple[str, int]]):
 def commands(
     service: EntitlementsService,
     connect: Callable[[], AbstractContextManager[Connection]],
-    show: Show,
+    show: Show = plain,
 ) -> click.Group:
-    """The group. `connect`: a connection in autocommit mode, whose failures become one line for people."""
+    """The group. `connect`: a connection in autocommit mode, whose failures become one line for people.
+
+    `show`: prints rows.
+    """
     group = click.Group("license", help="Signed licenses: make keys and licenses, store and remove them.")
 
     @group.command()
@@ -115,6 +126,8 @@ def commands(
             raise click.UsageError("replica_limit 0 would allow nothing; leave it out for no bound")
         if grace > 365 * _DAY or starts_in + term > 5 * 365 * _DAY:
             raise click.UsageError("--grace takes at most 1y, and the term ends at most 5y from now")
+        if term == 0:
+            raise click.UsageError("--term takes a day or more: without one the license has ended before it begins")
         now = int(time.time())
         with _one_line():
             text = signing.issue(
@@ -133,19 +146,19 @@ def commands(
         click.echo(json.dumps({"license": text}) if as_json else text)
 
     @group.command()
-    @click.argument("file", type=click.File("r", encoding="utf-8", errors="replace"))
+    @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
-    def add(file: Any, as_json: bool) -> None:
+    def add(file: str, as_json: bool) -> None:
         """Store the license in FILE (- for standard input); it counts on every replica within a heartbeat.
 
         \b
         Example:
           flask --app app license add acme.jwt
         """
-        text = file.read(65537)
-        with connect() as connection, _one_line():
+        text = _text(file)
+        with _one_line(), connect() as connection:
             stored = service.add(connection, text)
-        show([_row(summary(stored), as_json)], as_json)
+        show([_row(summary(stored), as_json, stored.uploaded_at)], as_json)
 
     @group.command("list")
     @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -156,9 +169,9 @@ def commands(
         Example:
           flask --app app license list --json
         """
-        with connect() as connection:
-            rows = service.read(connection).rows
-        show([_row(summary(row), as_json) for row in rows[:MOST_LICENSES]], as_json)
+        with _one_line(), connect() as connection:
+            stored = service.read(connection)
+        show([_row(summary(row), as_json, stored.now) for row in stored.rows], as_json)
 
     @group.command()
     @click.argument("license_id", metavar="ID", type=int)
@@ -170,7 +183,7 @@ def commands(
         Example:
           flask --app app license remove 3
         """
-        with connect() as connection, _one_line():
+        with _one_line(), connect() as connection:
             service.remove(connection, license_id)
         if as_json:
             show([{"removed": license_id}], True)
@@ -187,9 +200,23 @@ def _one_line() -> Iterator[None]:
         yield
     except EntitlementsError as error:
         raise click.ClickException(str(error)) from None
+    except HTTPException as error:
+        raise click.ClickException(f"{error.description}; is it up?") from None
 
 
-def _row(license_: dict[str, Any], as_json: bool) -> dict[str, Any]:
+def _text(file: str) -> str:
+    """What is in `file`, or comes in where that is a dash; one character more than is taken, at most."""
+    if file == "-" and sys.stdin is None:
+        raise click.ClickException("standard input is closed; it takes the license, or FILE does")
+    try:
+        with click.open_file(file, encoding="utf-8", errors="replace") as opened:
+            return str(opened.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _row(license_: dict[str, Any], as_json: bool, now: int) -> dict[str, Any]:
+    """`now`: microseconds since 1970 by the database's clock."""
     if as_json:
         return {**license_, "uploaded_at": _time(license_["uploaded_at"] // 1_000_000)}
     claims = license_["claims"]
@@ -203,7 +230,16 @@ def _row(license_: dict[str, Any], as_json: bool) -> dict[str, Any]:
         }
     features = " ".join(f"{name}={number}" for name, number in claims["features"].items())
     term = f"{_time(claims['nbf'])[:10]} to {_time(claims['license_expires'])[:10]}"
-    return {"id": license_["id"], "uuid": license_["uuid"], "state": "valid", "term": term, "features": features}
+    state = _state(claims, now / 1_000_000)
+    return {"id": license_["id"], "uuid": license_["uuid"], "state": state, "term": term, "features": features}
+
+
+def _state(claims: dict[str, Any], now: float) -> str:
+    if now < claims["nbf"]:
+        return "not yet"
+    if now < claims["license_expires"]:
+        return "valid"
+    return "in its grace period" if now < claims["exp"] else "ended"
 
 
 def _time(seconds: int) -> str:

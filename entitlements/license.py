@@ -18,6 +18,8 @@ VERSION = 3
 HIGH_AVAILABILITY = "high_availability"
 REPLICA_LIMIT = "replica_limit"
 _YEAR = 366 * 86400
+#: No five years have more than two leap days, the ones beyond 2100 and 2400 left out.
+_FIVE_YEARS = (5 * 365 + 2) * 86400
 _REQUIRED = ("version", "jti", "iat", "nbf", "license_expires", "exp", "account_type", "account_id", "features")
 
 
@@ -110,7 +112,9 @@ def admit(license_: License, *, now: int, deployment_id: str) -> None:
     """
     if license_.expires <= now:
         raise LicenseError("ended", "the license has ended; ask its issuer for another")
-    if license_.license_expires > now + 5 * _YEAR:
+    if license_.not_before >= license_.expires:
+        raise LicenseError("never", "the license's nbf comes after its exp: it would never grant anything")
+    if license_.license_expires > now + _FIVE_YEARS:
         raise LicenseError("too_far_ahead", "the license's term ends more than five years ahead")
     if license_.deployment_ids is not None and deployment_id not in license_.deployment_ids:
         raise LicenseError(
@@ -170,9 +174,19 @@ def _instant(claims: Mapping[str, Any], name: str) -> int:
 
 def _text(claims: Mapping[str, Any], name: str) -> str:
     value = claims[name]
-    if not isinstance(value, str) or len(value) > 1000 or "\x00" in value:
+    if not _is_text(value):
         raise LicenseError("text", f"the license's {name} is no text of at most 1000 characters")
-    return value
+    return str(value)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be shown to people as it is: JSON knows halves of characters, and no page can hold one."""
+    return (
+        isinstance(value, str)
+        and len(value) <= 1000
+        and "\x00" not in value
+        and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+    )
 
 
 def _trial(value: object) -> bool:
@@ -185,7 +199,7 @@ def _deployment_ids(claims: Mapping[str, Any]) -> tuple[str, ...] | None:
     value = claims.get("deployment_ids")
     if "deployment_ids" not in claims:
         return None
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not value or not all(_is_text(one) for one in value):
         raise LicenseError("deployment_ids", "the license's deployment_ids is no list of texts")
     return tuple(value)
 

@@ -140,4 +140,5 @@ def _takes_over(other: License, license_: License, seconds: float) -> bool:
 
 
 def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    # A signed number may lie beyond the calendar, which ends with the year 9999.
+    return datetime.fromtimestamp(min(seconds, 253_402_300_799), UTC).date().isoformat()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from .errors import LicenseError, LicenseExists, LicenseNotFound
 from .evaluate import Entitlements, evaluate
 from .features import NOT_ENTITLED, Feature
 from .keys import KeySet
-from .license import License, admit, read
+from .license import MAX_BYTES, License, admit, read
 from .notices import Notice
 from .verdict import Exclude, Fleet, allowed, to_read
 
@@ -30,7 +32,7 @@ _CLOCKS = {
 _HASTE = 1.25
 #: Transaction-level advisory lock of whoever makes the deployment's identity: "rdyg" and a number.
 _DEPLOYMENT_LOCK = 0x72647967_00000003
-#: Licenses that count: more are stored, but never read.
+#: Licenses that count: more are not stored, or, where somebody else wrote them, never read.
 MOST_LICENSES = 1000
 
 
@@ -163,8 +165,13 @@ class EntitlementsService:
     def read(self, connection: Connection) -> Stored:
         """The stored licenses, each verified (what did not change is remembered by its digest)."""
         now = f"SELECT {self._now(connection)} AS now"
+        columns = "l.uuid, l.jwt, l.uploaded_at"
+        if connection.dialect.name == "sqlite":
+            # A column there holds what it is given, and what is no text of UTF-8 would be the driver's error.
+            columns = "CAST(l.uuid AS BLOB) AS uuid, CAST(l.jwt AS BLOB) AS jwt, CAST(l.uploaded_at AS INTEGER)"
+            columns += " AS uploaded_at"
         rows = connection.exec_driver_sql(
-            f"SELECT c.now, l.id, l.uuid, l.jwt, l.uploaded_at FROM ({now}) AS c LEFT JOIN (SELECT * FROM"
+            f"SELECT c.now, l.id, {columns} FROM ({now}) AS c LEFT JOIN (SELECT * FROM"
             f" readygate_licenses ORDER BY id LIMIT {MOST_LICENSES}) AS l ON true ORDER BY l.id"
         ).all()
         keys = self._keys()
@@ -176,14 +183,15 @@ class EntitlementsService:
         for row in rows:
             if row.id is None:
                 continue
-            digest = (hashlib.sha256(row.jwt.encode()).digest(), row.uuid)
-            outcome = known[digest] if digest in known else _outcome(row.jwt, row.uuid, keys)
+            text, uuid = _text(row.jwt), _text(row.uuid)
+            digest = (hashlib.sha256(text.encode()).digest(), uuid)
+            outcome = known[digest] if digest in known else _outcome(text, uuid, keys)
             verified[digest] = outcome
             refused = isinstance(outcome, LicenseError)
             found.append(
                 StoredLicense(
                     id=row.id,
-                    uuid=row.uuid,
+                    uuid=uuid,
                     uploaded_at=row.uploaded_at,
                     license=None if isinstance(outcome, LicenseError) else outcome,
                     refusal=str(outcome) if refused else None,
@@ -207,6 +215,9 @@ class EntitlementsService:
         license_ = read(text, self._keys())
         now = connection.exec_driver_sql(f"SELECT {self._now(connection)}").scalar_one()
         admit(license_, now=now // 1_000_000, deployment_id=self.deployment_id(connection))
+        others = f"SELECT count(*) FROM readygate_licenses WHERE uuid <> '{license_.uuid}'"
+        if connection.exec_driver_sql(others).scalar_one() >= MOST_LICENSES:
+            raise LicenseError("too_many", f"{MOST_LICENSES} licenses are stored, and no more are read; remove some")
         quoted = text.replace("'", "''")
         row = connection.exec_driver_sql(
             f"INSERT INTO readygate_licenses (uuid, jwt, uploaded_at) VALUES ('{license_.uuid}', '{quoted}', {now})"
@@ -251,7 +262,7 @@ class LicenseFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, ...]] = {}
         #: The keys that did not verify what is in a file: others may.
         self._refused: dict[Path, KeySet] = {}
 
@@ -260,11 +271,11 @@ class LicenseFiles:
         for path in self._paths:
             try:
                 status = path.stat()
-                stamp = (status.st_mtime_ns, status.st_size)
+                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                 refused = self._refused.get(path)
                 if self._seen.get(path) == stamp and (refused is None or refused == service.keys()):
                     continue
-                text = path.read_text(encoding="utf-8") if status.st_size <= 4 * 65536 else "x" * 65537
+                text = _license_in(path, status)
             except (OSError, UnicodeDecodeError):
                 if self._seen.get(path) != (0, 0):
                     _log.error("license file %s: cannot be read", path.name)
@@ -280,6 +291,18 @@ class LicenseFiles:
                 _log.error("license file %s: %s", path.name, error)
                 self._refused[path] = service.keys()
             self._seen[path] = stamp
+
+
+def _license_in(path: Path, status: os.stat_result) -> str:
+    """The text in the file, as much of it as can be judged. Raises OSError for what is no file: a pipe would block."""
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("no regular file")
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _outcome(text: str, uuid: str, keys: KeySet) -> License | LicenseError:

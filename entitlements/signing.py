@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -26,24 +27,35 @@ def generate(private_file: Path, public_file: Path) -> str:
     """
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    if public_file.exists():
-        raise EntitlementsError(f"{public_file} exists; choose another name or move it away")
-    try:
-        descriptor = os.open(private_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise EntitlementsError(f"{private_file} exists; choose another name or move it away") from None
-    except OSError as error:
-        raise EntitlementsError(f"{private_file} cannot be written: {error.strerror}") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
     public = jwk(key.public_key())
+    _write(private_file, pem, mode=0o600)
     try:
-        with public_file.open("x", encoding="utf-8") as text:
-            text.write(json.dumps({"keys": [public]}, indent=2) + "\n")
-    except OSError as error:
+        _write(public_file, json.dumps({"keys": [public]}, indent=2).encode() + b"\n", mode=0o644)
+    except EntitlementsError:
+        # Half a pair is none, and the next attempt would find it in its way.
         private_file.unlink()
-        raise EntitlementsError(f"{public_file} cannot be written: {error.strerror}") from None
+        raise
     return str(public["kid"])
+
+
+def _write(file: Path, data: bytes, *, mode: int) -> None:
+    """Make `file`; raises EntitlementsError where it is there already, or cannot be written to its end."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise EntitlementsError(f"{file} exists; choose another name or move it away") from None
+    except (OSError, ValueError) as error:
+        raise _unwritable(file, error) from None
+    try:
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(data)
+    except OSError as error:
+        file.unlink()
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: Exception) -> EntitlementsError:
+    return EntitlementsError(f"{file} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 def load(file: Path) -> Ed25519PrivateKey:
@@ -52,7 +64,7 @@ def load(file: Path) -> Ed25519PrivateKey:
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
     except OSError as error:
         raise EntitlementsError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise EntitlementsError(f"{file} holds no private key that `license keygen` made") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise EntitlementsError(f"{file} holds a key that is not Ed25519; make one with `license keygen`")

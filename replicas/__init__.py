@@ -25,7 +25,7 @@ from .heartbeat import Heartbeat
 from .lease import HASTE, Lease
 from .membership import Judge, Membership
 from .registry import Registry
-from .replica import Facts, Replica
+from .replica import Facts, Replica, State, state
 from .schema import metadata
 
 __all__ = [
@@ -41,6 +41,8 @@ __all__ = [
     "RegistryError",
     "Replica",
     "ReplicaNotFound",
+    "State",
     "blueprint",
     "metadata",
+    "state",
 ]

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from functools import wraps
 from typing import Any
 
@@ -15,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from .errors import DrainEnded, ReplicaNotFound
 from .registry import Registry
-from .replica import Replica
+from .replica import Replica, shown, state
 
 #: Called with the role that a route needs, `viewer` or `admin`, before anything else happens. Returns None to let the
 #: request pass, or the response that refuses it; may also abort.
@@ -74,8 +73,7 @@ def blueprint(
             number, high_availability = allowed(connection)
             last = registry.last_allowed(connection, allowed=number)
             now, rows = registry.now(connection), registry.active(connection, count=limit + 1, after=after)
-        shown = [_shown(row, registry.id, state(row, now, last, high_availability)) for row in rows[:limit]]
-        response = jsonify(shown)
+        response = jsonify([shown(row, registry.id, state(row, now, last, high_availability)) for row in rows[:limit]])
         if len(rows) > limit:
             place = f"{rows[limit - 1].created_at}_{rows[limit - 1].id}"
             # A relative reference (RFC 8288, section 3.1): a Host header of the client's goes nowhere.
@@ -91,9 +89,9 @@ def blueprint(
                 row = registry.drain(connection, replica_id, now=at_once)
             except ReplicaNotFound as error:
                 abort(404, str(error))
-            shown = standing(connection, row)
+            answer = standing(connection, row)
         refresh()
-        return jsonify(shown), 202
+        return jsonify(answer), 202
 
     @routes.delete("/replicas/<replica_id>/drain", provide_automatic_options=False)
     @needs("admin")
@@ -106,43 +104,16 @@ def blueprint(
                 abort(404, str(error))
             except DrainEnded as error:
                 abort(409, str(error))
-            shown = standing(connection, row)
+            answer = standing(connection, row)
         refresh()
-        return jsonify(shown)
+        return jsonify(answer)
 
     def standing(connection: Any, row: Replica) -> dict[str, Any]:
         number, high_availability = allowed(connection)
         last = registry.last_allowed(connection, allowed=number)
-        return _shown(row, registry.id, state(row, registry.now(connection), last, high_availability))
+        return shown(row, registry.id, state(row, registry.now(connection), last, high_availability))
 
     return routes
-
-
-def state(replica: Replica, now: int, last: tuple[int, str] | None, high_availability: bool) -> str:
-    """Where `replica` stands at `now`; `last`: the place behind which the surplus stands, None without a violation."""
-    if replica.draining_at is not None and replica.draining_at <= now:
-        return "draining"
-    # Without the entitlement its own policy may take it out for the violation of others, its grace notwithstanding.
-    if last is not None and not high_availability and replica.exclude == "all":
-        return "excluded"
-    if replica.aged_at > now:
-        return "grace"
-    return "excluded" if last is not None and (replica.created_at, replica.id) > last else "serving"
-
-
-def _shown(replica: Replica, own_id: str, standing: str) -> dict[str, Any]:
-    return {
-        "id": replica.id,
-        "hostname": replica.hostname,
-        "version": replica.version,
-        "created_at": _time(replica.created_at),
-        "started_at": _time(replica.started_at),
-        "updated_at": _time(replica.updated_at),
-        "draining_at": None if replica.draining_at is None else _time(replica.draining_at),
-        "database_latency": replica.database_latency,
-        "state": standing,
-        "self": replica.id == own_id,
-    }
 
 
 def _limit() -> int:
@@ -179,13 +150,17 @@ def _now_in_body() -> bool:
 
 def _body() -> bytes:
     """The request's body, read to its end; 413 where that is too far, also where it comes in chunks."""
-    request.max_content_length = _MOST_BYTES
+    # One more than is taken: a body that comes in chunks ends at the limit, and Werkzeug says nothing of the rest.
+    request.max_content_length = _MOST_BYTES + 1
     try:
-        return request.get_data()
+        body = request.get_data()
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001  # servers raise what they like for a body that breaks off
         abort(400, "the body broke off")
+    if len(body) > _MOST_BYTES:
+        abort(413)
+    return body
 
 
 def _failed(error: HTTPException) -> Any:
@@ -193,7 +168,3 @@ def _failed(error: HTTPException) -> Any:
     response.data = jsonify(message=error.description).data
     response.content_type = "application/json"
     return response
-
-
-def _time(instant: int) -> str:
-    return datetime.fromtimestamp(instant / 1_000_000, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

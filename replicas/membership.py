@@ -80,8 +80,10 @@ class Membership:
         `timeout_seconds`: what takes the database longer is a failure.
         """
         stale_after = 3 * heartbeat_seconds if stale_after_seconds is None else stale_after_seconds
-        if stale_after < 3 * heartbeat_seconds:
+        if round(stale_after * 1e6) < 3 * round(heartbeat_seconds * 1e6):
             raise ValueError("stale_after_seconds takes at least three heartbeats")
+        if engine.dialect.name not in ("postgresql", "sqlite"):
+            raise ValueError(f"engine takes PostgreSQL or SQLite, not {engine.dialect.name}")
         self._engine, self._judge = engine, judge
         self._timeout_seconds, self._clock = timeout_seconds, clock
         self._own: Engine | None = None

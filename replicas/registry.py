@@ -156,16 +156,26 @@ class Registry:
         at = f"{self._now(connection)}" if now else f"{self._now(connection)} + stale_after"
         least = "least" if connection.dialect.name == "postgresql" else "min"
         changed = self._change(connection, replica_id, f"draining_at = {least}(coalesce(draining_at, {at}), {at})")
-        return changed or self._standing(connection, replica_id)
+        return changed or self.find(connection, replica_id)
 
     def undrain(self, connection: Connection, replica_id: str) -> Replica:
         """Take a drain back, before its instant. Raises ReplicaNotFound, and DrainEnded where it is too late."""
         before = f"drained_at IS NULL AND (draining_at IS NULL OR draining_at > {self._now(connection)})"
         changed = self._change(connection, replica_id, "draining_at = NULL", before)
         if changed is None:
-            self._standing(connection, replica_id)
+            self.find(connection, replica_id)
             raise DrainEnded("it has given up its place already; restart it to have another")
         return changed
+
+    def find(self, connection: Connection, replica_id: str) -> Replica:
+        """The row of a replica that has not stopped. Raises ReplicaNotFound."""
+        known = _uuid(replica_id)
+        row = connection.exec_driver_sql(
+            f"SELECT {_COLUMNS}, false AS stale FROM readygate_replicas WHERE id = '{known}' AND stopped_at IS NULL"
+        ).one_or_none()
+        if row is None:
+            raise ReplicaNotFound("no running replica has this id; `replicas list` shows them")
+        return _replica(row._mapping)
 
     def _change(self, connection: Connection, replica_id: str, what: str, only: str = "true") -> Replica | None:
         if (known := _uuid(replica_id)) is None:
@@ -175,16 +185,6 @@ class Registry:
             f" RETURNING {_COLUMNS}, false AS stale"
         ).one_or_none()
         return None if row is None else _replica(row._mapping)
-
-    def _standing(self, connection: Connection, replica_id: str) -> Replica:
-        """The row of a replica that has not stopped."""
-        known = _uuid(replica_id)
-        row = connection.exec_driver_sql(
-            f"SELECT {_COLUMNS}, false AS stale FROM readygate_replicas WHERE id = '{known}' AND stopped_at IS NULL"
-        ).one_or_none()
-        if row is None:
-            raise ReplicaNotFound("no running replica has this id; `replicas list` shows them")
-        return _replica(row._mapping)
 
     def sweep(self, connection: Connection) -> int:
         """Delete rows that stopped, or beat last, over a day ago; at most a batch. How many it deleted."""
@@ -213,8 +213,9 @@ class Registry:
         return [_replica(row._mapping) for row in rows]
 
     def count_aged(self, connection: Connection) -> int:
-        """How many aged replicas there are."""
-        number: int = connection.exec_driver_sql(f"SELECT count(*) {self._aged(connection)}").scalar_one()
+        """How many aged replicas there are; who is past its appointment is none, whether or not that was written."""
+        kept = "(draining_at IS NULL OR draining_at > clock.now)"
+        number: int = connection.exec_driver_sql(f"SELECT count(*) {self._aged(connection)} AND {kept}").scalar_one()
         return number
 
     def last_allowed(self, connection: Connection, *, allowed: int | None) -> tuple[int, str] | None:

@@ -126,6 +126,15 @@ def blueprint(
     def status() -> tuple[str, int]:
         return page(done=words.DONE.get(request.args.get("done", "")))
 
+    # Somebody who types a slash, or Enter in the address that a refused form left behind, wants the page.
+    @routes.get("/", provide_automatic_options=False)
+    @routes.get("/licenses", provide_automatic_options=False)
+    @routes.get("/licenses/<license_id>/remove", provide_automatic_options=False)
+    @routes.get("/replicas/<replica_id>/drain", provide_automatic_options=False)
+    @routes.get("/replicas/<replica_id>/undrain", provide_automatic_options=False)
+    def back(**_: str) -> Any:
+        return redirect(url_for(".status"))
+
     @routes.get("/live", provide_automatic_options=False)
     @needs("viewer")
     def live() -> str:
@@ -171,9 +180,12 @@ def blueprint(
 
 
 def _form() -> Any:
-    """The form, read to its end; 413 where that is too far."""
-    request.max_content_length = _MOST_BYTES
+    """The form, read to its end; 413 where that is too far, also where it comes in chunks."""
+    # One more than is taken: a body that comes in chunks ends at the limit, and Werkzeug says nothing of the rest.
+    request.max_content_length = _MOST_BYTES + 1
     try:
+        if len(request.get_data()) > _MOST_BYTES:
+            abort(413)
         return request.form
     except HTTPException:
         raise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from .view import License, Replica, View
+from .view import Feature, License, Replica, View
 
 _MICRO = 1_000_000
+_CALENDAR_ENDS = 253_402_300_799
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 #: A sign beside each word, so that nothing is told by color alone.
 SIGNS = {
@@ -35,13 +36,14 @@ ADVICE = {
     "starting": "This worker has not heard from the database yet. Wait a second.",
     "heartbeat lost": "This replica could not register itself for too long, and another may take its place. Look for"
     " what keeps it from writing: a read-only database, or a lock.",
-    "draining": "This replica has handed its place over. Stop it, or restart it to have it back in service.",
+    "draining": "This replica has handed its place over. Stop it, or restart it: it then stands at the end of the"
+    " line.",
     "entitlement error": "More replicas run than the licenses allow: stop the surplus, or add a license.",
 }
 #: What was done, by the word that the address carries after it.
 DONE = {
-    "added": "The license is stored. This worker goes by it now, every other within one heartbeat.",
-    "removed": "The license is removed. This worker goes by it now, every other within one heartbeat.",
+    "added": "The license is stored. Every worker goes by it within one heartbeat.",
+    "removed": "The license is removed. Every worker goes by that within one heartbeat.",
     "draining": "The drain is on the record. The replica hands its place over at the instant shown below.",
     "drained": "The replica gives its place up now.",
     "undrained": "The drain is taken back. The replica keeps its place.",
@@ -70,17 +72,22 @@ def ago(view: View, instant: int) -> str:
 
 def iso(instant: int) -> str:
     """`instant` for programs, to the second."""
-    return datetime.fromtimestamp(instant // _MICRO, UTC).isoformat().replace("+00:00", "Z")
+    return _utc(instant // _MICRO).isoformat().replace("+00:00", "Z")
 
 
 def clock(instant: int) -> str:
     """`instant` for people."""
-    return datetime.fromtimestamp(instant // _MICRO, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return _utc(instant // _MICRO).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def day(seconds: int) -> str:
     """The date of an instant in seconds."""
-    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+    return _utc(seconds).date().isoformat()
+
+
+def _utc(seconds: int) -> datetime:
+    # A signed number may lie beyond the calendar, which ends with the year 9999.
+    return datetime.fromtimestamp(min(max(seconds, 0), _CALENDAR_ENDS), UTC)
 
 
 def until(view: View, seconds: int) -> str:
@@ -143,6 +150,11 @@ def standing(view: View, license_: License) -> str:
     if now < license_.expires:
         return "counts"
     return "in its grace period" if now < license_.ends else "ended"
+
+
+def number(feature: Feature) -> str:
+    """The number that comes with a feature; of one that is only granted or not, none."""
+    return "–" if feature.limit is None or feature.name == "high_availability" else str(feature.limit)
 
 
 def plain(entitlement: str) -> str:

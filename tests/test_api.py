@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
 import time
 import uuid
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,9 @@ def test_basic_takes_the_token_as_password(small: Api) -> None:
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Origin": "http://localhost"}, 200),
         ({"Origin": "https://localhost"}, 200),
+        # Werkzeug's own idea of this host is no name at all.
+        ({"Origin": "http://my_service:8000", "Host": "my_service:8000"}, 200),
+        ({"Origin": "http://", "Host": "my_service:8000"}, 403),
     ],
 )
 def test_basic_with_an_unsafe_method_needs_a_page_of_our_own(small: Api, headers: dict[str, str], status: int) -> None:
@@ -387,6 +392,19 @@ def test_a_body_over_64_kib_is_413_on_every_unsafe_route(small: Api) -> None:
         assert answer.status_code == 413
         # Who may not is told that first.
         assert small.ask(path, "viewer", method, data=b" " * 70_000).status_code == 403
+
+
+def test_a_body_over_64_kib_is_413_in_chunks_too(small: Api) -> None:
+    # No length, but an end: what gunicorn makes of chunks.
+    chunked: dict[str, Any] = {"content_type": "application/json", "environ_base": {"wsgi.input_terminated": True}}
+    me = small.add_replica()
+    paths = [(path, method) for path, method in ROLES if method in ("POST", "DELETE")]
+    for path, method in [*paths, (f"{REPLICAS}/{me.id}/drain", "POST")]:
+        for size, refused in ((64 * 1024, False), (64 * 1024 + 1, True), (200_000, True)):
+            body = b'{"now": false}'.ljust(size)
+            headers = {"Transfer-Encoding": "chunked"}
+            answer = small.ask(path, method=method, input_stream=io.BytesIO(body), headers=headers, **chunked)
+            assert (answer.status_code == 413) == refused, (path, method, size, answer.status_code)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "x", "1.5", "99999999999", "2147483648", "1 OR 1=1", "'", "%00", "٣"])
@@ -767,3 +785,102 @@ def test_a_request_never_reads_an_sqlite_file_that_was_replaced(sqlite_url: str,
         file.unlink()
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar() == 0
+
+
+def test_a_request_that_got_no_answer_keeps_the_next_from_trying_until_a_ping_has_one(api: Api) -> None:
+    api.json()
+    api.replica.suspect()
+    assert api.ask(ENTITLEMENTS).status_code == 503
+    assert api.replica.link.ping()
+    api.json()
+
+
+def test_one_thread_is_left_for_probes(small: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.json()
+    small.replica.threads = 3
+    inside, free = threading.Semaphore(0), threading.Event()
+    read = small.replica.entitlements.read
+
+    def slow(connection: Connection) -> Any:
+        inside.release()
+        free.wait(10)
+        return read(connection)
+
+    monkeypatch.setattr(small.replica.entitlements, "read", slow)
+    threads = [threading.Thread(target=small.ask, args=(LICENSES,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert inside.acquire(timeout=10)
+    refused = small.ask(LICENSES)
+    assert (refused.status_code, refused.json) == (503, {"message": "too many requests at once; try again in a second"})
+    assert small.ask("/status").status_code == 503
+    assert small.client.get("/healthz").status_code == 200
+    free.set()
+    for thread in threads:
+        thread.join(10)
+    small.json(LICENSES)
+
+
+def test_a_worker_that_does_one_thing_at_a_time_lets_no_slow_database_keep_its_probes_waiting(small: Api) -> None:
+    small.json()
+    measured = small.replica.link.measurement
+    small.replica.heartbeat.stop()
+    small.replica.link.measurement = replace(measured, latency_seconds=0.2)
+    small.json()
+    small.replica.threads = 1
+    assert small.ask(ENTITLEMENTS).json == {"message": "database unreachable"}
+    assert small.ask("/status").status_code == 200
+    small.replica.link.measurement = replace(measured, latency_seconds=0.01)
+    small.json()
+
+
+def test_who_is_past_its_appointment_is_not_counted_even_where_nobody_counts(api: Api) -> None:
+    assert api.post(a_license(high_availability=1)).status_code == 201
+    peer = api.add_replica()
+    assert api.json()["features"]["replica_limit"]["actual"] == 2
+    api.ask(f"{REPLICAS}/{peer.id}/drain", method="POST", json={"now": True})
+    assert api.json()["features"]["replica_limit"]["actual"] == 1
+
+
+def test_rows_that_hold_what_no_license_is_are_shown_and_take_nobody_out(api: Api) -> None:
+    if api.connection.dialect.name == "sqlite":
+        rows = ["(x'ff00', x'c3280f', 'yesterday')", f"('{uuid.uuid4()}', CAST(x'ff' AS TEXT), {2**62})"]
+    else:
+        rows = [f"('', '', {2**62})", f"('{uuid.uuid4()}', 'x', {-(2**62)})"]
+    for row in rows:
+        api.connection.exec_driver_sql(f"INSERT INTO readygate_licenses (uuid, jwt, uploaded_at) VALUES {row}")
+    assert [row["claims"] for row in api.json(LICENSES)] == [None, None]
+    assert api.ask(REFRESH, method="POST").status_code == 200
+    assert api.client.get("/readyz").status_code == 200
+    assert api.ask("/status").status_code == 200
+
+
+def test_a_license_that_begins_beyond_the_calendar_is_refused_or_shown(small: Api) -> None:
+    now = int(time.time())
+    values: dict[str, Any] = {"account_type": "company", "account_id": "acme", "features": {}}
+    never = signing.issue(_KEY, now=now, not_before=2**40 - 1, license_expires=now + _DAY, expires=now + _DAY, **values)
+    assert small.post(never).status_code == 400
+    assert "never grant" in small.post(never).text
+    late = signing.issue(_KEY, now=now, not_before=now, license_expires=2**40 - 2, expires=2**40 - 1, **values)
+    known = json.loads(b64decode(late.split(".")[1] + "=="))["jti"]
+    small.connection.exec_driver_sql(
+        f"INSERT INTO readygate_licenses (uuid, jwt, uploaded_at) VALUES ('{known}', '{late}', 1)"
+    )
+    assert small.json(LICENSES)[0]["claims"]["exp"] == 2**40 - 1
+    assert "9999-12-31" in small.ask("/status").text
+
+
+def test_before_the_first_sync_entitlements_are_empty_and_whole(small: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small.replica, "start", lambda: None)
+    assert small.json() == {
+        "features": {
+            "high_availability": {"entitlement": "not_entitled", "enabled": False},
+            "replica_limit": {"entitlement": "not_entitled", "enabled": False, "actual": 0},
+        },
+        "warnings": [],
+        "errors": [],
+        "notices": [],
+        "has_license": False,
+        "trial": False,
+        "refreshed_at": None,
+    }

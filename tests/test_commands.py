@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,6 +32,19 @@ from replicas import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "sqlite:////nowhere/at/all/none.db"
+#: Every command that needs the database, but `status`, which tells of more.
+OF_THE_DATABASE = [
+    ("replicas", "list"),
+    ("replicas", "drain", NO_ID := "8b6299a5-6919-4228-9354-4004f670bc13"),
+    ("replicas", "undrain", NO_ID),
+    ("license", "add", "README.md"),
+    ("license", "list"),
+    ("license", "remove", "1"),
+    ("token", "create", "ci", "--role", "viewer"),
+    ("token", "list"),
+    ("token", "revoke", "ci"),
+    ("db", "upgrade"),
+]
 #: Seconds that the database may take, and what a busy machine may add.
 TIMEOUT, SLACK = 0.5, 1.0
 
@@ -180,8 +194,11 @@ def test_replicas_are_listed_longest_serving_first(upgraded: str) -> None:
     rows = json.loads(run(upgraded, "replicas", "list", "--json").output)
     assert [row["id"] for row in rows] == [first.id, second.id, third.id]
     assert rows[1]["hostname"] == "two"
-    assert [row["state"] for row in rows][1:] == ["grace", "draining"]
+    # The third has not been seen by anybody to have given up its place: under the policy all, everybody goes.
+    assert [row["state"] for row in rows] == ["excluded", "excluded", "draining"]
     assert rows[0]["created_at"].endswith("Z")
+    names = "id hostname version created_at started_at updated_at draining_at database_latency state"
+    assert " ".join(rows[0]) == names
     assert [row["id"] for row in json.loads(run(upgraded, "replicas", "list", "--json", "--limit", "2").output)] == [
         first.id,
         second.id,
@@ -189,7 +206,36 @@ def test_replicas_are_listed_longest_serving_first(upgraded: str) -> None:
     table = run(upgraded, "replicas", "list").output.splitlines()
     assert table[0].split()[:4] == ["id", "hostname", "version", "state"]
     assert len(table) == 4
-    assert table[2].split()[:4] == [second.id, "two", "1", "grace"]
+    assert table[2].split()[:4] == [second.id, "two", "1", "excluded"]
+    assert table[2].split()[-1] == "-"
+
+
+def test_a_drain_that_waits_tells_when_somebody_takes_it_back(upgraded: str) -> None:
+    replica = a_registry(stale_after_seconds=15)
+    join(upgraded, replica)
+    # In a process of its own: two commands in one would share their output.
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "flask", "--app", "app", "replicas", "drain", replica.id, "--wait", "--json"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": upgraded},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ends = time.monotonic() + 10
+    while [row["draining_at"] for row in json.loads(run(upgraded, "replicas", "list", "--json").output)] == [None]:
+        assert time.monotonic() < ends
+    assert run(upgraded, "replicas", "undrain", replica.id).exit_code == 0
+    printed, complained = waiting.communicate(timeout=20)
+    assert (waiting.returncode, printed) == (1, "")
+    assert complained == "Error: the drain was taken back meanwhile; the replica serves on\n"
+
+
+def test_a_drain_at_once_has_nothing_to_wait_for(upgraded: str) -> None:
+    replica = a_registry()
+    join(upgraded, replica)
+    rows = json.loads(run(upgraded, "replicas", "drain", replica.id, "--now", "--wait", "--json").output)
+    assert [row["state"] for row in rows] == ["draining"]
 
 
 def test_replicas_that_stopped_or_are_stale_are_not_listed(upgraded: str) -> None:
@@ -216,8 +262,13 @@ def test_status_of_a_ready_replica_is_exit_status_0(upgraded: str, replica: tupl
         "policy: surplus (a violation takes only the surplus out of service)",
     ]
     assert "warning: replicas run different policies" not in result.output
-    assert lines[5:7] == ["licenses: 0 stored, 0 of them refused", "replicas: 2 active, 1 may serve"]
-    assert [line.split()[-1] for line in lines[7:]] == ["grace", "grace"]
+    assert lines[5:9] == [
+        "licenses: 0 stored, 0 of them refused",
+        "  high_availability: not entitled",
+        "  replica_limit: not entitled",
+        "replicas: 2 active, 1 may serve",
+    ]
+    assert [line.split()[-1] for line in lines[9:]] == ["grace", "grace"]
 
 
 def test_status_of_a_replica_that_is_not_ready_is_exit_status_1(
@@ -250,6 +301,10 @@ def test_status_is_json_for_programs(upgraded: str, replica: tuple[str, list[str
         "licenses": [],
         "allowed": 1,
         "violation": False,
+        "features": {
+            name: {"entitlement": "not_entitled", "limit": None, "ends": None}
+            for name in ("high_availability", "replica_limit")
+        },
         "notices": [],
         "replicas": rows,
         "complete": True,
@@ -351,10 +406,55 @@ def test_status_tells_of_the_replica_even_where_the_database_is_down(replica: tu
     assert "sesame" not in str(found)
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_status_takes_an_address_with_a_slash_at_its_end(
+    upgraded: str, replica: tuple[str, list[str | None]], slash: str
+) -> None:
+    assert run(upgraded, "status", "--url", replica[0] + slash).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 503 X\r\nContent-Length: 99\r\n\r\n", b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\nzz"]
+)
+def test_status_of_a_server_that_breaks_off_is_no_traceback(upgraded: str, said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(said)
+                time.sleep(2.5)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        result = run(upgraded, "status", "--url", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join(10)
+    assert result.exit_code == 1
+    assert "no replica answers" in result.output
+
+
+def test_status_tells_what_is_granted_and_until_when(upgraded: str, tmp_path: Path) -> None:
+    key = tmp_path / "vendor.pem"
+    run(upgraded, "license", "keygen", "--out", str(key))
+    (tmp_path / "one.jwt").write_text(
+        run(upgraded, "license", "issue", "--key", str(key), "--account-id", "acme", "--feature", "seats=3").stdout
+    )
+    keys = {"READYGATE_LICENSE_KEYS": str(key.with_suffix(".public.json")), "PORT": str(pg.free_port())}
+    run(upgraded, "license", "add", str(tmp_path / "one.jwt"), **keys)
+    features = json.loads(run(upgraded, "status", "--json", **keys).output)["features"]
+    assert features["high_availability"] == {"entitlement": "not_entitled", "limit": None, "ends": None}
+    assert (features["seats"]["entitlement"], features["seats"]["limit"]) == ("entitled", 3)
+    assert features["seats"]["ends"].endswith("Z")
+    shown = run(upgraded, "status", **keys).output
+    assert "  high_availability: not entitled\n" in shown
+    assert re.search(r"  seats: entitled \(3\) until 20\d\d-\d\d-\d\d\n", shown)
+
+
 # What no command does
 
 
-@pytest.mark.parametrize("arguments", [("replicas", "list"), ("status",), ("license", "list")])
+@pytest.mark.parametrize("arguments", [*OF_THE_DATABASE[:-1], ("status",)], ids=" ".join)
 def test_no_command_migrates_by_the_way(database_url: str, arguments: tuple[str, ...]) -> None:
     result = run(database_url, *arguments, PORT=str(pg.free_port()))
     assert result.exit_code == 1
@@ -364,23 +464,28 @@ def test_no_command_migrates_by_the_way(database_url: str, arguments: tuple[str,
 
 
 def test_no_command_beats_or_imports_by_the_way(upgraded: str, tmp_path: Path) -> None:
-    file = tmp_path / "one.jwt"
-    file.write_text("no.license.at.all")
-    for arguments in (("replicas", "list"), ("status",), ("license", "list"), ("db", "upgrade")):
-        run(upgraded, *arguments, PORT=str(pg.free_port()), READYGATE_LICENSE_FILE=str(file))
+    key, file = tmp_path / "vendor.pem", tmp_path / "one.jwt"
+    run(upgraded, "license", "keygen", "--out", str(key))
+    file.write_text(run(upgraded, "license", "issue", "--key", str(key), "--account-id", "acme").stdout)
+    given = {"READYGATE_LICENSE_KEYS": str(key.with_suffix(".public.json")), "READYGATE_LICENSE_FILE": str(file)}
+    for arguments in (*OF_THE_DATABASE, ("status",)):
+        if arguments[:2] != ("license", "add"):
+            run(upgraded, *arguments, PORT=str(pg.free_port()), **given)
     with database.background_engine(lambda: upgraded, timeout_seconds=5).connect() as connection:
         for table in ("readygate_replicas", "readygate_licenses"):
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
+    # It is one that would have been imported.
+    assert run(upgraded, "license", "add", str(file), **given).exit_code == 0
 
 
-@pytest.mark.parametrize("arguments", [("replicas", "list"), ("db", "upgrade"), ("license", "list")], ids=" ".join)
+@pytest.mark.parametrize("arguments", OF_THE_DATABASE, ids=" ".join)
 def test_a_database_that_is_down_is_one_line(arguments: tuple[str, ...]) -> None:
     port = pg.free_port()
     line = one_line(run(f"postgresql://app:sesame@127.0.0.1:{port}/shop", *arguments))
     assert line == f"database 127.0.0.1:{port}/shop: refused; is it up, and is DATABASE_URL right?"
 
 
-@pytest.mark.parametrize("arguments", [("replicas", "list"), ("db", "upgrade"), ("license", "list")], ids=" ".join)
+@pytest.mark.parametrize("arguments", OF_THE_DATABASE, ids=" ".join)
 def test_a_database_that_hangs_is_one_line_within_the_timeout(hung: str, arguments: tuple[str, ...]) -> None:
     started = time.monotonic()
     line = one_line(run(hung, *arguments, READYGATE_DATABASE_TIMEOUT_SECONDS=str(TIMEOUT)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,11 +166,32 @@ def test_a_gate_opens_with_the_license_and_closes_with_it(host: Host) -> None:
     assert host.client.get("/audit/3").status_code == 403
 
 
+def test_a_gate_calls_a_view_as_the_app_would_so_it_may_be_async(host: Host) -> None:
+    class Awaiting(Flask):
+        """Without asgiref, which Flask's own needs."""
+
+        def ensure_sync(self, view: Callable[..., Any]) -> Callable[..., Any]:
+            return (lambda **values: asyncio.run(view(**values))) if asyncio.iscoroutinefunction(view) else view
+
+    app = Awaiting("host")
+
+    @app.get("/audit")
+    @entitlements.gate(host.service)("audit_log")
+    async def audit() -> str:
+        return "entries"
+
+    assert app.test_client().get("/audit").status_code == 403
+    host.client.post("/login/root")
+    host.add(host.issue(audit_log=1))
+    assert app.test_client().get("/audit").text == "entries"
+
+
 def test_a_gate_reads_memory_only(host: Host) -> None:
     host.client.post("/login/root")
     host.add(host.issue(audit_log=1))
     host.connection.exec_driver_sql("DROP TABLE readygate_licenses")
     assert host.client.get("/audit/1").status_code == 200
+    assert (host.service.enabled("audit_log"), host.service.limit("audit_log")) == (True, 1)
 
 
 def test_a_host_adds_the_warnings_to_its_own_answers(host: Host) -> None:

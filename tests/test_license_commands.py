@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import resource
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -136,9 +140,21 @@ def test_keygen_that_cannot_write_says_so(tmp_path: Path) -> None:
 
 
 def test_keygen_that_cannot_write_the_public_set_leaves_no_private_key(tmp_path: Path) -> None:
-    (tmp_path / "vendor.public.json").symlink_to(tmp_path / "none" / "set.json")
-    assert "cannot be written" in refused(flask(NOWHERE, "keygen", "--out", str(tmp_path / "vendor.pem")))
-    assert not (tmp_path / "vendor.pem").exists()
+    # With its longer ending the name of the second file is too long for a file system.
+    private = tmp_path / ("v" * 245 + ".pem")
+    assert "cannot be written: File name too long" in refused(flask(NOWHERE, "keygen", "--out", str(private)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keygen_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        refusal = refused(flask(NOWHERE, "keygen", "--out", str(tmp_path / "vendor.pem")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot be written: File too large" in refusal
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("out", [".", "", "/"])
@@ -231,6 +247,29 @@ def test_issue_without_a_usable_key_says_so(tmp_path: Path, content: bytes | Non
     assert words in refused(flask(NOWHERE, "issue", "--key", str(file), "--account-id", "acme"))
 
 
+def test_issue_with_a_key_that_openssl_does_not_know_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "curve.pem"
+    # An EC key on secp112r1, a curve that cryptography knows nothing of.
+    file.write_text(
+        "-----BEGIN PRIVATE KEY-----\n"
+        "ME4CAQAwEAYHKoZIzj0CAQYFK4EEAAYENzA1AgEBBA6DoycGXRfudfUarSqiG6Eg\n"
+        "Ax4ABLz74Rzse+54vj0E3PZAqYuWGlYTGoUsmk8el4k=\n"
+        "-----END PRIVATE KEY-----\n"
+    )
+    assert "holds no private key" in refused(flask(NOWHERE, "issue", "--key", str(file), "--account-id", "acme"))
+
+
+def test_issue_makes_no_license_that_has_ended_before_it_begins(key: Path) -> None:
+    refusal = flask(NOWHERE, "issue", "--key", str(key), "--account-id", "acme", "--term", "0d", "--grace", "0d")
+    assert "--term takes a day or more" in refused(refusal, 2)
+
+
+def test_issue_makes_no_license_of_half_a_character(key: Path) -> None:
+    # What Python makes of a byte of Latin-1 on the command line.
+    refusal = flask(NOWHERE, "issue", "--key", str(key), "--account-id", "caf\udce9")
+    assert "account_id is no text" in refused(refusal)
+
+
 # add
 
 
@@ -285,11 +324,43 @@ def test_add_for_another_deployment_names_this_one(url: str, key: Path) -> None:
     printed(flask(url, "add", "-", stdin=issue(key, "--deployment-id", own), **keys(key)))
 
 
+def test_add_of_what_cannot_be_read_says_so(url: str) -> None:
+    assert "cannot be read" in refused(flask(url, "add", "/proc/self/mem"))
+
+
+def test_add_without_any_standard_input_says_so() -> None:
+    command = [sys.executable, "-m", "flask", "--app", "app", "license", "add", "-"]
+    # Closed, and not empty: `<&-` in a shell.
+    run = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command],
+        cwd=Path(__file__).parent.parent,
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": NOWHERE},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+    assert "standard input is closed" in run.stderr
+
+
 def test_add_of_a_file_that_is_not_there_is_a_wrong_use(url: str, tmp_path: Path) -> None:
-    assert "No such file" in refused(flask(url, "add", str(tmp_path / "none.jwt")), 2)
+    assert "does not exist" in refused(flask(url, "add", str(tmp_path / "none.jwt")), 2)
+
+
+def test_a_license_beyond_the_thousandth_is_refused_at_the_door(url: str, key: Path) -> None:
+    values = ", ".join(f"('{uuid.uuid4()}', 'x', 1)" for _ in range(1000))
+    execute(url, f"INSERT INTO readygate_licenses (uuid, jwt, uploaded_at) VALUES {values}")
+    assert "1000 licenses are stored" in refused(flask(url, "add", "-", stdin=issue(key), **keys(key)))
 
 
 # list
+
+
+def test_list_tells_what_a_license_is_good_for_by_now(url: str, key: Path) -> None:
+    for options in (("--term", "1d"), ("--starts-in", "3d")):
+        printed(flask(url, "add", "-", stdin=issue(key, *options), **keys(key)))
+    table = printed(flask(url, "list", **keys(key))).splitlines()
+    assert [line.split("  ")[2].strip() for line in table[1:]] == ["valid", "not yet"]
 
 
 def test_list_without_licenses_says_so(url: str) -> None:
@@ -316,8 +387,13 @@ def test_list_shows_why_a_stored_license_grants_nothing(url: str, key: Path) -> 
 def test_list_shows_instants_beyond_the_calendar(url: str, tmp_path: Path) -> None:
     public = tmp_path / "set.json"
     public.write_text(JWK_SET)
-    text = a_license(nbf=2**40 - 1, iat=0)
-    printed(flask(url, "add", "-", stdin=text, READYGATE_LICENSE_KEYS=str(public)))
+    # Nobody may add such a one; but the database is not trusted.
+    text = a_license(license_expires=2**40 - 2, exp=2**40 - 1)
+    with database.background_engine(lambda: url, timeout_seconds=5).connect() as connection:
+        uuid = json.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))["jti"]
+        connection.exec_driver_sql(
+            f"INSERT INTO readygate_licenses (uuid, jwt, uploaded_at) VALUES ('{uuid}', '{text}', {2**62})"
+        )
     assert "9999-12-31" in printed(flask(url, "list", READYGATE_LICENSE_KEYS=str(public)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 import uuid
@@ -101,7 +102,10 @@ def test_a_forged_form_changes_nothing(small: Api, headers: dict[str, str]) -> N
 
 def test_unsafe_routes_answer_nothing_but_post(small: Api) -> None:
     for path in ("/licenses", "/licenses/1/remove", "/replicas/7/drain", "/replicas/7/undrain"):
-        assert small.ask(PAGE + path).status_code == 405
+        # Whoever types Enter in the address that a refused form left behind wants the page.
+        answer = small.ask(PAGE + path)
+        assert (answer.status_code, answer.headers["Location"]) == (302, PAGE)
+        assert small.ask(PAGE + path, method="PUT").status_code == 405
     for path in (PAGE, LIVE):
         assert small.ask(path, method="POST").status_code == 405
         assert small.ask(path, method="HEAD").status_code == 200
@@ -207,11 +211,11 @@ def test_licenses_are_shown_with_their_ends_and_never_with_their_text(small: Api
         assert all(part not in page for part in text.split("."))
     shown = plain(page)
     assert "3 stored" in shown
-    assert "✓ counts License 1 for acme" in shown
-    assert "! in its grace period License 2" in shown
-    assert "✕ refused License 3" in shown
+    assert "License 1 for acme: ✓ counts" in shown
+    assert "License 2 for acme: ! in its grace period" in shown
+    assert re.search("License 3 ?: ✕ refused", shown)
     assert "It does not verify" in shown
-    assert re.search(r"high_availability ✓ entitled 1 20\d\d-\d\d-\d\d in 3[34] d", shown)
+    assert re.search(r"high_availability ✓ entitled – 20\d\d-\d\d-\d\d in 3[34] d", shown)
     assert re.search(r"! Warning: A license expires on 20\d\d-\d\d-\d\d", shown)
 
 
@@ -235,7 +239,9 @@ def test_a_large_fleet_is_cut_and_says_so(small: Api) -> None:
         f" exclude) VALUES {values}"
     )
     page = see(small)
-    assert "200 or more active" in plain(page)
+    # And this one, which stands behind them.
+    assert "201 or more active" in plain(page)
+    assert "this one" in page
     assert "These are not all of them" in page
     assert page.count("<tr ") < 210
 
@@ -249,7 +255,7 @@ def test_a_license_is_added_and_removed_and_a_reload_repeats_nothing(small: Api)
     assert (answer.status_code, answer.headers["Location"]) == (303, "/status?done=added")
     page = see(small, "/status?done=added")
     assert "✓ Done. The license is stored." in plain(page)
-    assert "✓ counts License 1" in plain(page)
+    assert "License 1 for acme: ✓ counts" in plain(page)
     assert "any number may serve" in plain(page)
     answer = post(small, "/licenses/1/remove")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/status?done=removed")
@@ -287,6 +293,25 @@ def test_a_form_that_is_too_large_is_413(small: Api) -> None:
     answer = post(small, "/licenses", license="x" * 300_000)
     assert answer.status_code == 413
     assert answer.mimetype == "text/html"
+
+
+def test_a_form_that_is_too_large_is_413_in_chunks_too(small: Api) -> None:
+    body = b"license=" + b"x" * (256 * 1024)
+    answer = small.ask(
+        PAGE + "/licenses",
+        method="POST",
+        input_stream=io.BytesIO(body),
+        content_type="application/x-www-form-urlencoded",
+        headers={"Transfer-Encoding": "chunked"},
+        environ_base={"wsgi.input_terminated": True},
+    )
+    assert answer.status_code == 413
+
+
+def test_a_slash_too_many_leads_to_the_page(small: Api) -> None:
+    answer = small.ask(PAGE + "/", None)
+    assert (answer.status_code, answer.headers["Location"]) == (302, PAGE)
+    assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_a_drain_is_made_and_taken_back(small: Api) -> None:
@@ -329,7 +354,7 @@ def test_without_the_database_the_page_shows_what_was_known_and_how_old_it_is(sm
     assert time.monotonic() - started < 0.5
     assert re.search(r"The database was not read: it does not answer\. .*last knew, \d s ago", plain(page))
     assert peer.id in page
-    assert "✓ counts License 1" in plain(page)
+    assert "License 1 for acme: ✓ counts" in plain(page)
     assert small.replica.requests.pool.checkedout() == 0
 
 
@@ -394,7 +419,7 @@ def test_another_app_brings_its_own_guard_and_may_offer_no_actions() -> None:
     assert page.status_code == 200
     assert "<form" not in page.text
     assert 'src="/ops/script.js' in page.text
-    assert client.post("/ops/licenses").status_code == 404
+    assert client.post("/ops/licenses").status_code == 405
     assert client.get("/ops/live").status_code == 200
     assert asked == ["viewer", "viewer"]
     refused = client.get("/ops")

@@ -13,8 +13,9 @@
   let timer = 0;
   let verdict = document.getElementById("headline").textContent;
 
-  // What was done once is done: a reload shows the page, not the answer again.
-  if (location.search) history.replaceState(null, "", location.pathname);
+  // What was done once is done, and what was refused too: a reload shows the page, and does nothing again.
+  const home = live.dataset.url.replace(/\/live$/, "");
+  if (location.search || location.pathname !== home) history.replaceState(null, "", home);
 
   function age() {
     const seconds = Math.max(0, Math.round((performance.now() - seen) / 1000));
