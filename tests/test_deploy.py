@@ -373,7 +373,12 @@ def test_the_units_times_fit_gunicorns_and_it_gives_up_after_five_starts(conf: A
     timeout = settings.read({}).database_timeout_seconds
     assert int(service["TimeoutStopSec"]) > conf.graceful_timeout + DATABASE_OPERATIONS * timeout
     assert service["Type"] == "notify"
-    assert "flask --app app replicas drain --now" in text
+    current = settings.read({})
+    [drain, pause] = re.findall(r"^ExecStop=(.*)$", text, re.MULTILINE)
+    assert drain == "-/opt/readygate/.venv/bin/flask --app app replicas drain --wait"
+    assert int(service["TimeoutStopSec"]) > current.stale_after_seconds + DATABASE_OPERATIONS * timeout
+    # deploy/haproxy.cfg: inter + fastinter.
+    assert float(pause.split()[1]) > 2 * 1.2
     # Five starts that fail, with RestartSec between them, fit into the interval on a slow machine too.
     assert int(unit["Unit"]["StartLimitIntervalSec"]) >= 5 * (int(service["RestartSec"]) + 10)
     assert int(unit["Unit"]["StartLimitBurst"]) == 5
