@@ -19,8 +19,9 @@ def create_app() -> Flask:
     app.secret_key = os.environ["SECRET_KEY"]
     # Seconds, as pg8000 and SQLite take it: without it they wait for ever, or not at all.
     engine = create_engine(os.environ["DATABASE_URL"], connect_args={"timeout": 5})
+    # `license keygen` makes it; until it is there no license verifies.
     keys = Path(os.environ["LICENSE_KEYS"])
-    service = EntitlementsService(keys=KeyFile(keys, keys.read_text()), exclude="surplus")
+    service = EntitlementsService(keys=KeyFile(keys, keys.read_text() if keys.is_file() else None), exclude="surplus")
     membership = replicas.Membership(engine, replica_id=gunicorn.replica_id, version="1.0", judge=service)
     app.extensions["readygate"] = membership
 
