@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -54,6 +55,16 @@ def read(name: str) -> dict[str, Any]:
     """What docs/figures/<name>.json keeps."""
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     return found
+
+
+def digest(name: str) -> str:
+    """What tells docs/figures/<name>.json from any other, as its picture names it."""
+    return f"{name}.json, sha256 {hashlib.sha256((FOLDER / f'{name}.json').read_bytes()).hexdigest()}"
+
+
+def save(figure: Any, name: str) -> None:
+    """Keep a picture of docs/figures/<name>.json beside it. The same figures make the same file."""
+    figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None, "Description": digest(name)})
 
 
 def cpu_seconds(pid: int) -> float:

@@ -27,6 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from figures import save  # noqa: E402  # the import path is set first
+
+# isort: split
 import postgres as pg  # noqa: E402  # the import path is set first
 from balancer import Answered, Scene, haproxy, on_liveness, on_one  # noqa: E402
 
@@ -79,7 +82,7 @@ def main() -> None:
             return
         figures.parent.mkdir(parents=True, exist_ok=True)
         figures.write_text(dump(runs))
-    draw(json.loads(figures.read_text()), FIGURES / "violation.svg")
+    draw(json.loads(figures.read_text()))
 
 
 def measure(times: Times) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def dump(runs: dict[str, Any]) -> str:
     return text + "\n"
 
 
-def draw(runs: dict[str, Any], file: Path) -> None:
+def draw(runs: dict[str, Any]) -> None:
     """Requests over time, answered and failed."""
     import matplotlib
 
@@ -249,7 +252,7 @@ def draw(runs: dict[str, Any], file: Path) -> None:
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in (answered_colour, failed_colour)]
     figure.legend(handles, ["answered", "failed"], loc="upper center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
-    figure.savefig(file, metadata={"Date": None})
+    save(figure, "violation")
     plt.close(figure)
 
 

@@ -9,13 +9,17 @@ Nothing of the project is imported: it must be there at once.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import http.server
 import json
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 _LIVENESS_EVERY, _PROBE_PAUSE, _API_PAUSE = 0.02, 0.02, 0.1
 PROBERS, CALLERS = 4, 6
@@ -41,12 +45,13 @@ def ask(host: str, port: int, path: str, token: str | None = None) -> tuple[int,
 def liveness(stop: threading.Event, host: str, port: int) -> dict[str, object]:
     """Ask for /healthz at fixed instants, whatever became of the questions before: a stall is seen by each that it met.
 
-    The times count from the instant at which a question was due. By how much this process itself was late for it is
-    the machine's own noise, noted beside it.
+    The times count from the instant at which a question was due. Beside it, for the machine's own noise: by how much
+    this process was late for it, and how long a server takes, asked in the same way, that does nothing but answer.
     """
     #: When it was due, on the monotonic clock that all processes share, and the seconds until the answer was there.
     asked: list[tuple[float, float]] = []
-    noise: list[tuple[float, float]] = []
+    late: list[tuple[float, float]] = []
+    noise: list[float] = []
     bad: list[tuple[int, str]] = []
 
     def one(due: float) -> None:
@@ -57,16 +62,55 @@ def liveness(stop: threading.Event, host: str, port: int) -> dict[str, object]:
         else:
             bad.append(answer)
 
-    ask(host, port, "/healthz")
-    asking()
-    with ThreadPoolExecutor(_UNDER_WAY) as pool:
+    with bare_server() as bare, ThreadPoolExecutor(_UNDER_WAY) as pool, ThreadPoolExecutor(_UNDER_WAY) as beside:
+
+        def other(due: float) -> None:
+            ask("127.0.0.1", bare, "/")
+            noise.append(time.monotonic() - due)
+
+        ask(host, port, "/healthz")
+        asking()
         due = time.monotonic()
         while not stop.is_set():
             due += _LIVENESS_EVERY
             time.sleep(max(0.0, due - time.monotonic()))
-            noise.append((due, time.monotonic() - due))
+            late.append((due, time.monotonic() - due))
             pool.submit(one, due)
-    return {"asked": asked, "noise": noise, "bad": bad}
+            beside.submit(other, due)
+    return {"asked": asked, "late": late, "noise": noise, "bad": bad}
+
+
+@contextlib.contextmanager
+def bare_server() -> Iterator[int]:
+    """The port of a process that answers everything."""
+    process = subprocess.Popen([sys.executable, __file__, "bare"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+class Bare(http.server.BaseHTTPRequestHandler):
+    """Answers, and does nothing else."""
+
+    def do_GET(self) -> None:
+        """200 OK."""
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"OK")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def answer_everything() -> None:
+    """Serve until killed; print the port first."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bare) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()
 
 
 def flood(stop: threading.Event, host: str, port: int, token: str) -> dict[str, object]:
@@ -97,7 +141,7 @@ def flood(stop: threading.Event, host: str, port: int, token: str) -> dict[str, 
                 count(called, (status, body if status != 200 else ""))
             number += 1
 
-    together([probe] * PROBERS + [lambda number=number: call(number) for number in range(CALLERS)])
+    together([probe] * PROBERS + [partial(call, number) for number in range(CALLERS)])
     return {"ready": ready, "called": called, "slowest": slowest[0]}
 
 
@@ -107,7 +151,7 @@ def count(seen: dict[str, int], answer: tuple[int, str]) -> None:
     seen[key] = seen.get(key, 0) + 1
 
 
-def together(work: list[Callable[[], None]]) -> None:
+def together(work: Sequence[Callable[[], None]]) -> None:
     """Do all of it, each in a thread, and wait."""
     threads = [threading.Thread(target=each) for each in work]
     for thread in threads:
@@ -129,6 +173,9 @@ def until_told(stop: threading.Event) -> None:
 
 def main() -> None:
     """As the module says."""
+    if sys.argv[1:] == ["bare"]:
+        answer_everything()
+        return
     kind, host, port, *token = sys.argv[1:]
     stop = threading.Event()
     threading.Thread(target=until_told, args=(stop,), daemon=True).start()

@@ -147,7 +147,8 @@ def test_slow_by_2_s_where_that_is_too_long(proxied: str, proxy: Proxy, case: Ca
             # What the proxy still holds comes first.
             back = recovered(master, within=RECOVERED_SECONDS + 2.0)
         told(master, watch)
-    figures.note("slow, 2 s", case, watch, noticed=seconds, promised=HUNG_SECONDS, recovered=back)
+    promises = {"promised": HUNG_SECONDS, "recovered_promised": RECOVERED_SECONDS + 2.0}
+    figures.note("slow, 2 s", case, watch, noticed=seconds, recovered=back, **promises)
 
 
 #: What a server has unless it is told otherwise.
@@ -191,14 +192,22 @@ def test_slow_by_2_s_where_another_could_take_its_place(
             time.sleep(2 * _SLOW_CYCLE_SECONDS)
             proxy.delay_seconds = 0.0
             mended = time.monotonic()
-            until(lambda: ready(master), seconds=15)
-            back = time.monotonic() - mended
+            # It is at the statement that it sent last, and beats after its pause at the latest.
+            back = recovered(master, within=_SLOW_CYCLE_SECONDS, since=mended)
         assert set(watch.ready) == {"200 OK", "503 heartbeat lost"}
         out = watch.ready["503 heartbeat lost"] / sum(watch.ready.values())
         assert "Traceback" not in master.lines
         times = master.lines.count("not ready: heartbeat lost")
         assert mended - at > 2 * _SLOW_CYCLE_SECONDS - 1
-    figures.note("slow, 2 s, surplus", case, watch, recovered=back, share_out=out, times_out=times)
+    figures.note(
+        "slow, 2 s, surplus",
+        case,
+        watch,
+        recovered=back,
+        recovered_promised=_SLOW_CYCLE_SECONDS,
+        share_out=out,
+        times_out=times,
+    )
 
 
 def _hardest(case: Case) -> int:
@@ -209,7 +218,11 @@ def _hardest(case: Case) -> int:
 @pytest.mark.workers("gthread", False)
 def test_connections_exhausted(server: pg.Server, database: str, case: Case, figures: Figures) -> None:
     name = database.rsplit("/", 1)[1]
-    with case.serve(database) as master, contextlib.ExitStack() as stack:
+    # To a superuser the bound of a database is none.
+    if not pg.execute(server.url(), "SELECT FROM pg_roles WHERE rolname = 'tenant'"):
+        pg.execute(server.url(), "CREATE ROLE tenant LOGIN")
+    pg.execute(server.url(), f"ALTER DATABASE {name} OWNER TO tenant")
+    with case.serve(database.replace("postgres@", "tenant@")) as master, contextlib.ExitStack() as stack:
         started(master)
         with watched(master) as watch:
             administrator = stack.enter_context(contextlib.closing(_connect(server, "postgres")))
@@ -217,18 +230,18 @@ def test_connections_exhausted(server: pg.Server, database: str, case: Case, fig
             # Who has a connection keeps it: nobody is out.
             assert ready(master)
             before = len(master.lines)
+            # A worker may be quicker than we are with what comes free, so from here the database gives it none.
+            administrator.run(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
             at = watch.begins()
-            theirs = f"FROM pg_stat_activity WHERE datname = '{name}'"
-            # A worker may be quicker than we are, and have a new one: until none of them has.
-            while administrator.run(f"SELECT count(pg_terminate_backend(pid)) {theirs}") != [[0]]:
-                _take_all(server, stack)
+            administrator.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
             seconds = noticed(master, UNREACHABLE, within=REFUSED_SECONDS, since=at)
             time.sleep(_AWHILE)
             # A worker that starts now has no connection to lose: it says what keeps it from one.
-            master.send(signal.SIGHUP)
+            master.send(signal.SIGTTIN)
             until(lambda: "too many connections (53300)" in master.lines)
             assert "too many connections" not in master.lines[:before]
             until(lambda: answers(master, UNREACHABLE))
+            administrator.run(f"ALTER DATABASE {name} CONNECTION LIMIT -1")
             stack.close()
             back = recovered(master)
         told(master, watch)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import postgres as pg
 import psutil
 import pytest
-from faults import RECOVERED_SECONDS, STALE, Case, Figures, seconds_until, started, told, watched
+from faults import RECOVERED_SECONDS, STALE, TAKEN_ALONG, Case, Figures, seconds_until, started, told, watched
 from servers import HEARTBEAT, Gunicorn, all_ready, answers, ready, until
 
 pytestmark = pytest.mark.server
@@ -46,7 +46,7 @@ def test_master_killed(postgres_url: str, case: Case, figures: Figures) -> None:
             back = seconds_until(lambda: ready(other), within=STALE + HEARTBEAT + 1, since=at)
             time.sleep(_AWHILE)
         assert rows(postgres_url) == 1
-    figures.note("master SIGKILLed", case, watch, recovered=back, promised=STALE + HEARTBEAT + 1)
+    figures.note("master SIGKILLed", case, watch, recovered=back, recovered_promised=STALE + HEARTBEAT + 1)
 
 
 @pytest.mark.workers("gthread", True)
@@ -54,7 +54,7 @@ def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
     with case.serve(postgres_url) as master:
         started(master)
         # It takes the answers with it that it was giving, and those that waited for it.
-        with watched(master, lost=_TAKEN_ALONG) as watch:
+        with watched(master, lost=TAKEN_ALONG) as watch:
             before = {worker.pid for worker in master.workers()}
             at = time.monotonic()
             os.kill(min(before), signal.SIGKILL)
@@ -66,11 +66,9 @@ def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
         assert {answer for answer in watch.ready if not answer.startswith("0")} <= {"200 OK", "503 starting"}
         assert rows(postgres_url) == 1
         assert told(master, watch) == []
-    figures.note("worker SIGKILLed", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+    figures.note("worker SIGKILLed", case, watch, recovered=back, recovered_promised=RECOVERED_SECONDS)
 
 
-#: Ten ask at once, and liveness: of these a worker that dies may be answering that many.
-_TAKEN_ALONG = 11
 _HANGS_SECONDS = 3
 
 
@@ -79,7 +77,7 @@ def test_worker_hung(postgres_url: str, case: Case, figures: Figures) -> None:
     with case.serve(postgres_url, "--timeout", str(_HANGS_SECONDS)) as master:
         started(master)
         # Who asked it has waited all along, like the calls of the API.
-        with watched(master, lost=_TAKEN_ALONG, slowest=_HANGS_SECONDS + 5) as watch:
+        with watched(master, lost=TAKEN_ALONG, slowest=_HANGS_SECONDS + 5) as watch:
             hung = min(worker.pid for worker in master.workers())
             at = time.monotonic()
             os.kill(hung, signal.SIGSTOP)
@@ -90,7 +88,7 @@ def test_worker_hung(postgres_url: str, case: Case, figures: Figures) -> None:
         assert "WORKER TIMEOUT" in master.lines
         assert rows(postgres_url) == 1
         assert told(master, watch) == []
-    figures.note("worker hung, timeout of 3 s", case, watch, recovered=back, promised=promised)
+    figures.note("worker hung, timeout of 3 s", case, watch, recovered=back, recovered_promised=promised)
 
 
 def _replaced(master: Gunicorn, pid: int) -> bool:
@@ -119,7 +117,7 @@ def test_sigusr2(postgres_url: str, case: Case, figures: Figures) -> None:
             time.sleep(_AWHILE)
             assert not any(worker.is_running() for worker in old)
         assert {answer for answer in watch.ready if not answer.startswith("0")} == {"200 OK"}
-    figures.note("SIGUSR2", case, watch, second_replica=seconds, recovered=back)
+    figures.note("SIGUSR2", case, watch, second_replica=seconds, recovered=back, recovered_promised=HEARTBEAT + 1)
 
 
 @pytest.mark.workers("gthread", False)

@@ -51,7 +51,7 @@ def test_file_deleted(tmp_path: Path, case: Case, figures: Figures) -> None:
             time.sleep(_AWHILE)
             assert ready(master)
         told(master, watch, after=before)
-    figures.note("SQLite file deleted", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+    figures.note("SQLite file deleted", case, watch, recovered=back, recovered_promised=RECOVERED_SECONDS)
 
 
 @pytest.mark.workers("gthread", False, **KINDS)
@@ -71,7 +71,7 @@ def test_file_deleted_alone(tmp_path: Path, case: Case, figures: Figures) -> Non
             assert ready(master)
         told(master, watch, after=before)
         assert _replicas(file) == 1
-    figures.note("SQLite file deleted alone", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+    figures.note("SQLite file deleted alone", case, watch, recovered=back, recovered_promised=RECOVERED_SECONDS)
 
 
 def _is_new(file: Path) -> bool:

@@ -112,7 +112,9 @@ def test_the_first_of_two_addresses_is_black_holed(
             back = recovered(master, since=at)
             time.sleep(_AWHILE)
         told(master, watch, after=before)
-    figures.note("the first of two addresses black-holed", case, watch, recovered=back, promised=RECOVERED_SECONDS)
+    figures.note(
+        "the first of two addresses black-holed", case, watch, recovered=back, recovered_promised=RECOVERED_SECONDS
+    )
 
 
 def _with_hosts(need: Callable[[str], str], hosts: Path) -> tuple[str, ...]:
@@ -204,7 +206,12 @@ def test_the_databases_clock_jumps_a_minute(
         for master, length in zip((one, two), logged, strict=True):
             told(master, watch, after=length)
     figures.note(
-        f"database's clock {jump} s", case, watch, recovered=back, promised=_ONE_AGAIN_SECONDS, both_served=overlap
+        f"database's clock {jump} s",
+        case,
+        watch,
+        recovered=back,
+        recovered_promised=_ONE_AGAIN_SECONDS,
+        both_served=overlap,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -54,19 +54,40 @@ def test_readyz_is_as_fast_as_promised(page: ModuleType) -> None:
 def test_a_sync_does_not_grow_with_the_fleet(page: ModuleType) -> None:
     fleet: dict[str, Any] = page.read("fleet")
     assert page.worst_ratio(fleet)["median"] <= OF_TEN
-    assert page.largest_violation(fleet) <= VIOLATION_SECONDS
+    assert page.largest(fleet)["max"] <= VIOLATION_SECONDS
 
 
-def test_it_starts_in_time_and_liveness_holds(page: ModuleType) -> None:
+def test_it_starts_in_time(page: ModuleType) -> None:
     assert page.read("startup")["seconds_to_ready"]["SQLite, new"]["max"] < START_SECONDS
-    worst = re.match(r"\d+", page.liveness()[2])
-    assert worst is not None
-    assert float(worst[0]) < LIVENESS_MS
 
 
 def test_questions_of_a_host_meet_no_lock(page: ModuleType) -> None:
     questions = page.read("gates")["questions"]
+    control = questions.pop("one that takes a lock")
     plain = questions["a function that returns False"]["all_threads_to_one"]["median"]
+    limit = 1.5 * max(1.0, plain)
+    # What a convoy of 16 threads at one lock costs is a multiple: here it is seen.
+    assert control["all_threads_to_one"]["median"] > limit
     for one in questions.values():
-        # What a convoy of 16 threads at one lock would cost is a multiple.
-        assert one["all_threads_to_one"]["median"] < 1.5 * max(1.0, plain)
+        assert one["all_threads_to_one"]["median"] < limit
+
+
+def test_the_page_of_faults_describes_each_that_was_measured(page: ModuleType) -> None:
+    import faults_page
+
+    assert {*faults_page.SEEN, "at random"} == set(page.read("faults")["faults"])
+
+
+def test_what_was_measured_of_each_fault_is_what_is_promised(page: ModuleType) -> None:
+    for fault, cases in page.read("faults")["faults"].items():
+        for case, found in cases.items():
+            for what, promise in (("noticed", "promised"), ("recovered", "recovered_promised")):
+                assert found.get(what, 0.0) <= found.get(promise, math.inf), (fault, case, what)
+            assert found.get("healthz_p99_ms", 0.0) < LIVENESS_MS, (fault, case)
+
+
+@pytest.mark.parametrize("name", ["faults", "fleet", "readyz", "violation"])
+def test_each_picture_was_drawn_from_the_figures_beside_it(page: ModuleType, name: str) -> None:
+    import figures
+
+    assert figures.digest(name) in (figures.FOLDER / f"{name}.svg").read_text()
