@@ -32,23 +32,29 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def set_up(form: str) -> None:
+def set_up(form: str, *, file: str | None = None) -> None:
     """Send the lines of `readygate` to standard error, unless the process has handlers for them already.
+
+    `file`: where they go instead, as where gunicorn has a log file: a daemon has no standard error.
 
     With `json` those of everything else in the process too, from warnings on: one line in another form would spoil it
     for the program that reads them.
     """
+
+    def handler() -> logging.Handler:
+        return logging.StreamHandler() if file is None else logging.FileHandler(file)
+
     if form == "json" and not logging.root.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(JsonFormatter())
-        logging.root.addHandler(handler)
+        others = handler()
+        others.setFormatter(JsonFormatter())
+        logging.root.addHandler(others)
         logging.captureWarnings(True)
     logger = logging.getLogger("readygate")
     if logger.handlers:
         return
-    handler = logging.StreamHandler()
+    own = handler()
     text = logging.Formatter("[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter() if form == "json" else text)
-    logger.addHandler(handler)
+    own.setFormatter(JsonFormatter() if form == "json" else text)
+    logger.addHandler(own)
     logger.setLevel(logging.INFO)
     logger.propagate = False

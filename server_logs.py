@@ -38,7 +38,7 @@ class Logger(glogging.Logger):  # type: ignore[misc]
         # gunicorn makes its logger with its own configuration alone. What these say was checked at the start.
         form = os.environ.get("READYGATE_LOG") or "text"
         self._probes = os.environ.get("READYGATE_LOG_PROBES") == "1"
-        logs.set_up(form)
+        logs.set_up(form, file=None if cfg.errorlog == "-" else cfg.errorlog)
         if form == "json":
             for handler in (*self.error_log.handlers, *self.access_log.handlers):
                 handler.setFormatter(logs.JsonFormatter())
