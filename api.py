@@ -82,7 +82,7 @@ class Turnstile:
         threads = self._threads()
         with self._lock:
             if threads is not None and self._inside >= max(1, threads - 1):
-                raise ServiceUnavailable("too many requests at once; try again in a second")
+                raise ServiceUnavailable("too many requests at once; try again in a second", retry_after=1)
             self._inside += 1
         g.readygate_inside = True
 

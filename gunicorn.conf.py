@@ -32,7 +32,9 @@ wsgi_app = "app:create_app()"
 bind = f"0.0.0.0:{os.environ.get('PORT') or 8000}"
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 worker_class = "gthread"
-threads = 4
+# One of them is left for probes while the others wait for the database (api.Turnstile). `--worker-class sync` needs
+# `--threads 1` beside it: with more, gunicorn takes gthread.
+threads = 8
 # A worker that does not answer its master for this long is killed; no request here waits longer for anything.
 timeout = 30
 graceful_timeout = 30

@@ -23,6 +23,7 @@ _log = logging.getLogger("readygate.replicas")
 #: A result older than the timeout and this is no result (spec, section 2).
 _TOO_OLD_SECONDS = 2.0
 _SWEEP_SECONDS = 3600.0
+_UNREACHABLE, _OUTDATED = "database unreachable", "schema outdated"
 #: A table or a column that is not there.
 _SCHEMA_STATES = ("42P01", "42703", "3F000")
 #: Every statement commits by itself, and is sent as it stands: to some drivers a % would be a placeholder.
@@ -134,14 +135,14 @@ class Membership:
         waits = since is not None and now - since > self._timeout_seconds
         old = answered is not None and now - answered > self._timeout_seconds + _TOO_OLD_SECONDS
         if self._unreachable or waits or old:
-            return "database unreachable"
-        return "schema outdated" if self._outdated else None
+            return _UNREACHABLE
+        return _OUTDATED if self._outdated else None
 
     def stalled(self) -> bool:
         """Whether requests had better not try the database: it failed to answer, or has not for over a second."""
         self.start()
         since = self._waiting_since
-        return (since is not None and self._clock() - since > 1.0) or self.database_reason() is not None
+        return (since is not None and self._clock() - since > 1.0) or self.database_reason() == _UNREACHABLE
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:
@@ -152,7 +153,7 @@ class Membership:
         except (SQLAlchemyError, OSError) as error:
             # Not a word of the error itself: its text may hold the statement, and with it a license.
             _log.warning("a request failed: %s", _words(error))
-            raise ServiceUnavailable("database unreachable") from None
+            raise ServiceUnavailable(_OUTDATED if _of_schema(error) else _UNREACHABLE) from None
 
     def leave(self) -> None:
         """Say that this server has stopped: once, at its end, never at a worker's. Waits for the timeout at most.

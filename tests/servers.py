@@ -109,6 +109,11 @@ def gunicorn(
         server.log.unlink()
 
 
+def worker_class(kind: str) -> list[str]:
+    """The arguments for workers of a kind: with more than one thread gunicorn would make `sync` a `gthread`."""
+    return ["--worker-class", kind, *(["--threads", "1"] if kind == "sync" else [])]
+
+
 def get(port: int, path: str, *, timeout: float = 5, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
     """Status and body of a request on a connection of its own; (0, what went wrong) where there was no answer."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)

@@ -16,7 +16,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from servers import Gunicorn, gunicorn, ready, until
+from servers import Gunicorn, gunicorn, ready, until, worker_class
 from test_servers import flask, keys, public
 
 from entitlements import signing
@@ -27,7 +27,7 @@ __all__ = ["keys"]  # A fixture, known by its name.
 ADMIN = "an-admin-token-of-the-secret-store"
 PASSWORD = "a-password-of-the-database"
 #: What an answer to one of these may be. 400 and 431 are gunicorn's own, too, for what is no HTTP.
-STATUSES = {200, 201, 204, 400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 431, 501, 505}
+STATUSES = {200, 201, 204, 302, 303, 400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 431, 501, 505}
 PATHS = ["entitlements", "replicas", "licenses", "licenses/1", "licenses/refresh-entitlements", "", "nothing"]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW", "get"]
 ODD = [
@@ -102,6 +102,9 @@ class Attacker:
                 f"/api/v2/replicas?limit={pick(ODD)}",
                 f"/api/v2/replicas?after={pick(ODD)}&limit=5",
                 f"/api/v2/replicas?after=1_{pick(ODD)}",
+                f"/api/v2/replicas/{pick(ODD)}/drain",
+                f"/status/replicas/{pick(ODD)}/drain",
+                f"/status?done={pick(ODD)}",
                 f"/api/v2/{pick(PATHS)}?{pick(ODD)}",
                 f"/readyz/{pick(ODD)}",
                 f"/readyz?exclude={pick(ODD)}",
@@ -153,7 +156,13 @@ class Attacker:
             ]
         )
         path, method = self._random.choice(
-            [("licenses", "POST"), ("licenses/1", "DELETE"), ("licenses/refresh-entitlements", "POST")]
+            [
+                ("licenses", "POST"),
+                ("licenses/1", "DELETE"),
+                ("licenses/refresh-entitlements", "POST"),
+                (f"replicas/{uuid.UUID(int=7)}/drain", "POST"),
+                (f"replicas/{uuid.UUID(int=7)}/drain", "DELETE"),
+            ]
         )
         lines = (credential, "Transfer-Encoding: chunked", "Content-Type: application/json")
         return request(method, f"/api/v2/{path}", *lines, body=body, length=False)
@@ -228,7 +237,7 @@ class Attacker:
 def test_a_thousand_hostile_requests(postgres_url: str, keys: Path, kind: str) -> None:
     url = postgres_url.replace("postgres@", f"postgres:{PASSWORD}@")
     variables: dict[str, Any] = {"READYGATE_LICENSE_KEYS": public(keys), "READYGATE_ADMIN_TOKEN": ADMIN}
-    with gunicorn(url, "--worker-class", kind, "--access-logfile", "-", workers=1, **variables) as server:
+    with gunicorn(url, *worker_class(kind), "--access-logfile", "-", workers=1, **variables) as server:
         until(lambda: ready(server))
         tokens = {
             role: flask(url, "token", "create", role, "--role", role).stdout.strip() for role in ("viewer", "admin")
@@ -261,7 +270,8 @@ def test_a_thousand_hostile_requests(postgres_url: str, keys: Path, kind: str) -
         PASSWORD,
         *tokens.values(),
         basic,
-        postgres_url,
+        # However it is spelt: with its password, without, or as SQLAlchemy shows it.
+        url.partition("@")[2],
         *(text.replace("\r\n", "") for text in attacker.texts),
     ]
     # The signature is what nobody needs but who wants to use the license.

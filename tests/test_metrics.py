@@ -20,7 +20,7 @@ import yaml
 from flask import Flask, abort
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain
-from servers import HEARTBEAT, Gunicorn, answers, gunicorn, ready, until
+from servers import HEARTBEAT, Gunicorn, answers, gunicorn, ready, until, worker_class
 from test_api import _DAY, Api, a_license, make
 from test_servers import flask
 
@@ -378,7 +378,7 @@ def test_it_answers_while_the_database_is_down(kind: str) -> None:
     try:
         with pg.new_database(server.url()) as url:
             assert parse(url)
-            with gunicorn(url, "--worker-class", kind, workers=1, READYGATE_ADMIN_TOKEN=ADMIN) as master:
+            with gunicorn(url, *worker_class(kind), workers=1, READYGATE_ADMIN_TOKEN=ADMIN) as master:
                 until(lambda: ready(master))
                 known, unknown = (
                     flask(url, "token", "create", name, "--role", "viewer").stdout.strip() for name in ("one", "two")
