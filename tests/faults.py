@@ -39,7 +39,7 @@ TAKEN_ALONG = 11
 HELD_SECONDS = 1.5
 #: A call's bound of a second; the rest is its turn at a worker that others ask as well.
 SLOWEST_CALL_SECONDS = 3.0
-#: Where one of a hundred answers of a server that does nothing but answer takes longer, the machine is too busy to tell.
+#: Where the p99 of a server that does nothing but answer is longer, the machine is too busy to tell.
 NOISE_SECONDS = 0.02
 ADMIN = "an-admin-token-of-the-secret-store"
 SHORT: dict[str, Any] = {"READYGATE_DATABASE_TIMEOUT_SECONDS": str(TIMEOUT), "READYGATE_ADMIN_TOKEN": ADMIN}

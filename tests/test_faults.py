@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from typing import Any
 import pg8000.native
 import postgres as pg
 import pytest
+from crowd import ask
 from faults import (
+    ADMIN,
     HUNG_SECONDS,
     LEASE_SECONDS,
     RECOVERED_SECONDS,
     REFUSED_SECONDS,
     SHORT,
+    TIMEOUT,
     UNREACHABLE,
     Case,
     Figures,
@@ -38,6 +42,9 @@ from faults import (
 )
 from proxy import Proxy
 from servers import HEARTBEAT, ROOT, Gunicorn, answers, gunicorn, ready, until
+
+import schema
+from database import background_engine
 
 pytestmark = pytest.mark.server
 
@@ -435,6 +442,108 @@ def test_a_hung_database_at_start_leaves_liveness_alone(server: pg.Server, datab
                 time.sleep(3)
     finally:
         server.resume()
+
+
+def test_an_outage_is_noticed_as_promised_with_the_default_times(server: pg.Server, database: str) -> None:
+    with gunicorn(database, **_DEFAULTS) as master:  # type: ignore[arg-type]
+        started(master)
+        at = server.crash()
+        try:
+            noticed(master, UNREACHABLE, within=REFUSED_SECONDS, since=at)
+        finally:
+            server.start()
+        recovered(master, within=_TIMEOUT + 2.0)
+        at = time.monotonic()
+        server.hang()
+        try:
+            noticed(master, UNREACHABLE, within=_TIMEOUT + 1.5, since=at)
+        finally:
+            server.resume()
+        recovered(master, within=_TIMEOUT + 2.0)
+
+
+#: Of READYGATE_DATABASE_TIMEOUT_SECONDS, in seconds.
+_TIMEOUT = 5.0
+
+
+def test_a_slow_database_delays_the_exit_by_its_timeout_at_most(proxied: str, proxy: Proxy) -> None:
+    def exits() -> float:
+        with gunicorn(proxied, **SHORT) as master:
+            started(master)
+            # A connect alone is several messages; each is in time, and together they are not.
+            proxy.delay_seconds = delay
+            at = time.monotonic()
+            seconds = master.stop() - at
+            assert ("leaving failed: timeout" in master.lines) == (delay > 0)
+            return seconds
+
+    # gunicorn's own part of it takes as long as its workers wait for.
+    delay = 0.0
+    usual = exits()
+    delay = 0.9 * TIMEOUT
+    assert exits() < max(1.0, usual) + TIMEOUT
+
+
+def test_calls_at_once_are_all_answered_under_gevent_with_preload(database: str) -> None:
+    with Case("gevent", True).serve(database, workers=1) as master, ThreadPoolExecutor(6) as pool:
+        started(master)
+        for number in (2, 6) * 5:
+            asked = [pool.submit(ask, master.host, master.port, "/api/v2/replicas", ADMIN) for _ in range(number)]
+            assert [call.result(20)[0] for call in asked] == [200] * number
+
+
+#: What docs/reusing.md shows, of the folders here.
+_HOSTS = {
+    "health": """
+app.register_blueprint(health.blueprint(ready={"disk": lambda: None}))
+""",
+    "replicas": """
+engine = create_engine(os.environ["DATABASE_URL"], connect_args={"timeout": 5})
+membership = replicas.Membership(engine, replica_id=gunicorn.replica_id, version="2.4")
+app.extensions["readygate"] = membership
+checks = health.disclosed(database=membership.database_reason, replica=membership.reason)
+app.register_blueprint(health.blueprint(measured=checks, start=membership.start))
+""",
+}
+_HOOKS = "from replicas.gunicorn import on_exit, on_starting, post_worker_init, pre_exec\n"
+_IMPORTS = """\
+import os
+
+from flask import Flask
+from sqlalchemy import create_engine
+
+import health
+import replicas
+from replicas import gunicorn
+
+app = Flask(__name__)
+"""
+
+
+@pytest.mark.parametrize("host", _HOSTS)
+def test_many_probes_at_once_find_a_preloaded_host_under_gevent_answering(
+    database: str, tmp_path: Path, host: str
+) -> None:
+    engine = background_engine(lambda: database, timeout_seconds=10)
+    schema.upgrade(engine)
+    (tmp_path / "host.py").write_text(_IMPORTS + _HOSTS[host])
+    (tmp_path / "gunicorn.conf.py").write_text(
+        (_HOOKS if host == "replicas" else "")
+        + "import os\nbind = '127.0.0.1:' + os.environ['PORT']\ncontrol_socket_disable = True\n"
+    )
+    url = database.replace("postgresql://", "postgresql+pg8000://")
+    arguments = ("--worker-class", "gevent", "--preload", "host:app")
+    with gunicorn(url, *arguments, workers=1, folder=tmp_path, PYTHONPATH=str(ROOT)) as master:
+        until(lambda: "Booting worker" in master.lines)
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(master.get, timeout=10) for _ in range(20)]
+            answered = [each.result(20) for each in asked]
+        assert {status for status, _ in answered} <= {200, 503}
+        until(lambda: ready(master))
+        assert master.get("/healthz") == (200, "OK")
+        assert "Traceback" not in master.lines
+        at = time.monotonic()
+        assert master.stop() - at < 5
 
 
 def test_a_read_only_database_takes_nobody_out_and_is_named_in_the_log(server: pg.Server, database: str) -> None:
