@@ -284,17 +284,3 @@ def test_a_connect_and_its_ping_together_take_no_longer_than_the_timeout(postgre
         proxy.delay_seconds = 0
         assert link.ping()
         link.close()
-
-
-def test_a_file_that_was_taken_away_under_its_log_is_made_anew(sqlite_url: str, tmp_path: Path, clock: Clock) -> None:
-    # Two workers: while another has the files open, SQLite goes on with the log of a file that is gone.
-    links = [a_link(sqlite_url, clock) for _ in range(2)]
-    for link in links:
-        link.use(lambda connection: connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS old (x)"))
-        link.use(lambda connection: connection.exec_driver_sql("INSERT INTO old VALUES (1)"))
-    (tmp_path / "test.db").unlink()
-    for _ in range(3):
-        outcomes = [link.ping() for link in links]
-    assert outcomes == [True, True]
-    for link in links:
-        link.close()

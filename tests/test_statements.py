@@ -92,7 +92,8 @@ def test_a_beat_that_waited_for_a_lock_is_dated_when_it_was_written(postgres_url
         beat = threading.Thread(target=registry.beat, args=(mine,))
         beat.start()
         time.sleep(0.5)
-        released = registry.now(blocker)
+        clock = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+        released = blocker.exec_driver_sql(clock).scalar_one()
         blocker.exec_driver_sql("COMMIT")
         beat.join(10)
         assert registry.find(mine, registry.id).updated_at >= released
