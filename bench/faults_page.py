@@ -28,7 +28,7 @@ SEEN = {
     "cut off": ("`database unreachable`", "`timeout`, then `answers again`"),
     "black-holed, replies": ("`database unreachable`", "`timeout`, then `answers again`"),
     "black-holed": ("`database unreachable`", "`timeout`, then `answers again`"),
-    "slow, 200 ms": ("`OK`", "nothing"),
+    "slow, 200 ms": ("`OK`", "nothing but of the API: six callers share two connections, and some give up"),
     "slow, 2 s": ("`database unreachable`, as the timeout is 1 s", "`timeout`, then `answers again`"),
     "slow, 2 s, with the default timeout": (
         "`OK`, and a line in `?verbose` now and then: no other could take its place",

@@ -132,23 +132,23 @@ def watched(master: Gunicorn, *, lost: int = 0, slowest: float = SLOWEST_CALL_SE
     None of its answers is lost but `lost` (of which the watch may get more), and 99 of 100 come within 50 ms. No API
     call ends in anything but its result or a 503 in JSON, nor takes longer than `slowest` seconds.
     """
-    watch = Watch(lost=lost)
-    crowd = [_crowd("liveness", master), _crowd("flood", master, ADMIN)]
+    watch, where = Watch(lost=lost), (master.host, master.port)
+    crowd = [asking("liveness", where), asking("flood", where, ADMIN)]
     try:
         yield watch
     finally:
-        seen, asked = (_end(process) for process in crowd)
+        seen, asked = (ended(process) for process in crowd)
     watch.ready, watch.called, watch.slowest_call_seconds = asked["ready"], asked["called"], asked["slowest"]
     assert len(seen["bad"]) <= watch.lost, seen["bad"]
     watch.noise_seconds = _one_of_a_hundred(seen["noise"])
-    _judge(watch, seen["asked"], seen["late"], one_at_a_time="Using worker: sync\n" in master.lines)
+    judge(watch, seen["asked"], seen["late"], one_at_a_time="Using worker: sync\n" in master.lines)
     wrong = {answer for answer in watch.called if not re.match(r'200|503 \{"message":"', answer)}
     assert sum(watch.called[answer] for answer in wrong) <= watch.lost, wrong
     assert watch.slowest_call_seconds < slowest
     assert sum(watch.ready.values()) > 100
 
 
-def _judge(
+def judge(
     watch: Watch, asked: Sequence[tuple[float, float]], late: Sequence[tuple[float, float]], *, one_at_a_time: bool
 ) -> None:
     """Hold what was seen of /healthz, when each answer was due and how long it took, against the promise.
@@ -162,9 +162,12 @@ def _judge(
     assert len(counted) >= 100
     watch.asked, watch.max_seconds = len(asked), max(seconds for _, seconds in took)
     watch.p99_seconds = _one_of_a_hundred(counted)
-    too_slow = watch.p99_seconds >= LIVENESS_P99_SECONDS or (one_at_a_time and watch.max_seconds >= HELD_SECONDS)
+    # On a machine that is too busy to tell, what a bare server takes is the machine's share of it.
+    noise = watch.noise_seconds if watch.noise_seconds > NOISE_SECONDS else 0.0
+    too_slow = watch.p99_seconds >= LIVENESS_P99_SECONDS + noise
+    too_slow |= one_at_a_time and watch.max_seconds >= HELD_SECONDS + noise
     measured = f"p99 {watch.p99_seconds:.3f} s, slowest {watch.max_seconds:.3f} s"
-    if too_slow and watch.noise_seconds > NOISE_SECONDS:
+    if too_slow and noise:
         raise NoisyMachineError(f"{measured}, where a bare server takes {watch.noise_seconds:.3f} s")
     assert not too_slow, measured
 
@@ -187,15 +190,17 @@ def _one_of_a_hundred(values: Sequence[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
 
 
-def _crowd(kind: str, master: Gunicorn, *more: str) -> subprocess.Popen[str]:
-    program = [sys.executable, str(Path(__file__).with_name("crowd.py")), kind, master.host, str(master.port), *more]
+def asking(kind: str, where: tuple[str, int], *more: str) -> subprocess.Popen[str]:
+    """A process of those who ask, which has begun."""
+    program = [sys.executable, str(Path(__file__).with_name("crowd.py")), kind, where[0], str(where[1]), *more]
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "asking\n"
     return process
 
 
-def _end(process: subprocess.Popen[str]) -> dict[str, Any]:
+def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What they saw."""
     printed, _ = process.communicate(timeout=40)
     found: dict[str, Any] = json.loads(printed)
     return found

@@ -144,7 +144,7 @@ def test_a_master_made_by_sigusr2_is_another_replica(database_url: str) -> None:
 
 def test_two_unlicensed_servers_fail_together_and_recover_when_one_stops(database_url: str) -> None:
     # Long enough for a second server that starts slowly to be seen in it.
-    grace = 2 * GRACE
+    grace = 3 * GRACE
     variables: dict[str, Any] = {"READYGATE_REPLICA_GRACE_SECONDS": str(grace)}
     with gunicorn(database_url, **variables) as one:
         until(lambda: ready(one))
