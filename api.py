@@ -54,8 +54,8 @@ class Wiring(Protocol):
     def suspect(self) -> None:
         """A request got no answer from the database."""
 
-    def refuses(self) -> bool:
-        """Whether requests that need the database are refused."""
+    def refuses(self) -> str | None:
+        """Why requests that need the database are refused; None: they are not."""
 
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""

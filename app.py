@@ -168,10 +168,13 @@ class Replica:
         """A request got no answer from the database: until the next ping has one, no other request tries."""
         self._suspected_at = time.monotonic()
 
-    def refuses(self) -> bool:
-        """Whether requests that need the database are refused: it does not answer, or would keep probes waiting."""
+    def refuses(self) -> str | None:
+        """Why requests that need the database are refused: it is silent, or would keep probes waiting; or None."""
+        if self.stalled():
+            return "database unreachable"
         latency = self.link.measurement.latency_seconds
-        return self.stalled() or (self.threads == 1 and latency is not None and latency > _SLOW_SECONDS)
+        slow = self.threads == 1 and latency is not None and latency > _SLOW_SECONDS
+        return "database too slow for a worker that does one thing at a time; use gthread" if slow else None
 
     def refresh(self) -> bool:
         """Have the thread sync now, and wait for that, two seconds at most; whether it did."""

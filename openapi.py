@@ -54,7 +54,7 @@ _ERRORS = {
     409: "This license is stored already; or the drain has ended, and cannot be taken back.",
     413: "The body is over 64 KiB.",
     415: "The body is not called application/json.",
-    503: "The database is unreachable; answered at once where that is known.",
+    503: "The database is unreachable, or too many requests wait for it; answered at once where that is known.",
 }
 _JSON_ERROR: Json = {"application/json": {"schema": _ref("schemas", "Error")}}
 _BEARER: Json = {"WWW-Authenticate": {"description": "Bearer", "schema": {"const": "Bearer"}}}

@@ -55,8 +55,8 @@ class Wiring(Protocol):
     def stalled(self) -> bool:
         """Whether the database does not answer, as far as is known."""
 
-    def refuses(self) -> bool:
-        """Whether requests that need the database are refused."""
+    def refuses(self) -> str | None:
+        """Why requests that need the database are refused; None: they are not."""
 
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""
@@ -67,8 +67,8 @@ def register(app: Flask, wiring: Wiring, access: Access) -> None:
     registry, service = wiring.registry, wiring.entitlements
 
     def act(work: Callable[[Connection], Any]) -> None:
-        if wiring.refuses():
-            raise status.Refused("the database does not answer; nothing was changed", status=503)
+        if why := wiring.refuses():
+            raise status.Refused(f"{why}; nothing was changed", status=503)
         try:
             with access.connect() as connection:
                 work(connection)
@@ -127,8 +127,8 @@ class Watch:
 
     def _read(self) -> str | None:
         """Read the fleet; why that cannot be done now, or None."""
-        if self._wiring.refuses():
-            return "it does not answer" if self._wiring.stalled() else "it answers too slowly"
+        if why := self._wiring.refuses():
+            return "it does not answer" if self._wiring.stalled() else why
         before = self._clock()
         try:
             with self._access.connect() as connection:

@@ -36,13 +36,13 @@ def blueprint(
     guard: Guard,
     refresh: Callable[[], bool],
     count: Callable[[Any], int],
-    stalled: Callable[[], bool] = lambda: False,
+    stalled: Callable[[], bool | str | None] = lambda: False,
 ) -> Blueprint:
     """The routes that show entitlements and keep licenses.
 
     `connect`: a connection in autocommit mode; where it can have none it raises an HTTPException. `guard`: who may
     call. `refresh`: has a sync done and waits for it, not for long; whether it was. `count`: given a connection, the
-    number of aged replicas. `stalled`: whether to answer 503 at once rather than to try the database.
+    number of aged replicas. `stalled`: whether, or why, to answer 503 at once rather than to try the database.
     """
     routes = Blueprint("readygate_entitlements", __name__, url_prefix="/api/v2")
 
@@ -59,8 +59,8 @@ def blueprint(
 
     @routes.before_request
     def refuse_while_stalled() -> None:
-        if stalled():
-            abort(503, "database unreachable")
+        if why := stalled():
+            abort(503, why if isinstance(why, str) else "database unreachable")
 
     @routes.after_request
     def keep_out_of_caches(response: Response) -> Response:

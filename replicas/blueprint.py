@@ -30,15 +30,15 @@ def blueprint(
     connect: Callable[[], AbstractContextManager[Any]],
     guard: Guard,
     allowed: Callable[[Any], tuple[int | None, bool]] = lambda connection: (None, True),
-    stalled: Callable[[], bool] = lambda: False,
+    stalled: Callable[[], bool | str | None] = lambda: False,
     refresh: Callable[[], bool] = lambda: False,
 ) -> Blueprint:
     """The routes that show the fleet, and drain a replica of it.
 
     `connect`: a connection in autocommit mode; where it can have none it raises an HTTPException. `guard`: who may
     call. `allowed`: given a connection, how many replicas may serve (None: any number), and whether the entitlement to
-    several stands behind it. `stalled`: whether to answer 503 at once rather than to try the database. `refresh`: has
-    a sync done, so that a drain counts at once on this worker; whether it was.
+    several stands behind it. `stalled`: whether, or why, to answer 503 at once rather than to try the database.
+    `refresh`: has a sync done, so that a drain counts at once on this worker; whether it was.
     """
     routes = Blueprint("readygate_replicas", __name__, url_prefix="/api/v2")
 
@@ -55,8 +55,8 @@ def blueprint(
 
     @routes.before_request
     def refuse_while_stalled() -> None:
-        if stalled():
-            abort(503, "database unreachable")
+        if why := stalled():
+            abort(503, why if isinstance(why, str) else "database unreachable")
 
     @routes.after_request
     def keep_out_of_caches(response: Response) -> Response:

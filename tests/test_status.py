@@ -382,7 +382,7 @@ def test_without_the_database_nothing_is_changed_and_that_is_said(small: Api) ->
     for path in ("/licenses", "/licenses/1/remove", "/replicas/7/drain", "/replicas/7/undrain"):
         answer = post(small, path, license=a_license(high_availability=1))
         assert answer.status_code == 503
-        assert "The database does not answer; nothing was changed" in answer.text
+        assert "Database unreachable; nothing was changed" in answer.text
 
 
 def test_a_token_that_nobody_can_look_up_is_a_page_that_tries_again(small: Api) -> None:

@@ -227,7 +227,7 @@ def test_the_page_stays_while_the_database_is_down_and_says_how_old_it_is(
             visit(shown, one)
             shows(shown, "what this worker last knew")
             add(shown, a_license(high_availability=1))
-            shows(shown, "The database does not answer; nothing was changed.", where="#answer")
+            shows(shown, "Database unreachable; nothing was changed.", where="#answer")
             own_postgres.start()
             expect(shown.page.locator("h1")).to_contain_text("Ready", timeout=_PATIENCE)
             expect(shown.page.locator("#live .answer.old")).to_have_count(0, timeout=_PATIENCE)
