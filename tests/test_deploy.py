@@ -330,6 +330,12 @@ def deploying() -> str:
     return (ROOT / "docs" / "deploying.md").read_text()
 
 
+def test_every_test_that_a_document_names_is_there() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for name in re.findall(r"`(tests/[\w.*-]+)", page.read_text()):
+            assert list(ROOT.glob(name)), f"{page.name}: {name}"
+
+
 def test_docker_and_podman_leave_out_the_same_files() -> None:
     # Docker reads the one, podman and buildah the other.
     assert (ROOT / ".dockerignore").read_text() == (ROOT / ".containerignore").read_text()
