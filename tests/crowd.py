@@ -106,9 +106,15 @@ class Bare(http.server.BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class Threaded(http.server.ThreadingHTTPServer):
+    """A server with room for who waits: a connection that finds none tries again after a second."""
+
+    request_queue_size = 512
+
+
 def answer_everything() -> None:
     """Serve until killed; print the port first."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bare) as server:
+    with Threaded(("127.0.0.1", 0), Bare) as server:
         print(server.server_port, flush=True)
         server.serve_forever()
 

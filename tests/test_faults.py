@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pg8000.native
 import postgres as pg
 import pytest
-from crowd import Bare, ask
+from crowd import Bare, Threaded, ask
 from faults import (
     ADMIN,
     HUNG_SECONDS,
@@ -94,7 +93,7 @@ def test_those_who_watch_see_a_stall_that_is_one_question_to_who_asks_in_turn() 
             with stalled:
                 super().do_GET()
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+    with Threaded(("127.0.0.1", 0), Stalling) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         process = asking("liveness", ("127.0.0.1", server.server_port))
         time.sleep(5)
