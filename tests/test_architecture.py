@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def called(node: ast.expr) -> str:
     """The last word of what is called: `threading.Lock()` and `Lock()` are one."""
     target = node.func if isinstance(node, ast.Call) else node
     return target.attr if isinstance(target, ast.Attribute) else target.id if isinstance(target, ast.Name) else ""
+
+
+def test_the_documents_table_of_the_house_has_every_room() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text().split("## The house", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"`([\w./]+)`", table))
+    folders = {f"{file.parent.name}/" for file in ROOT.glob("*/*") if file.suffix in (".py", ".yaml", ".conf")}
+    folders |= {f"{file.parent.parent.name}/" for file in ROOT.glob("*/*/*.py") if file.parent.parent != ROOT / ".venv"}
+    rooms = {file.name for file in ROOT.glob("*.py")} | {each for each in folders if not each.startswith(".")}
+    assert rooms <= named, rooms - named
 
 
 def test_there_are_packages_to_look_at() -> None:

@@ -158,6 +158,13 @@ def run_block(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     return names
 
 
+def test_the_readmes_code_runs_as_it_stands() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(block.replace("from readygate import", "import"), "README.md", "exec"), names)
+    until(lambda: names["app"].test_client().get("/readyz").text == "OK")
+
+
 def test_the_page_shows_the_examples_as_they_are() -> None:
     conf = (ROOT / "examples" / "own_database" / "gunicorn.conf.py").read_text()
     assert any(line in conf for line in PAGE.splitlines() if line.startswith("from readygate.replicas.gunicorn import"))
