@@ -60,7 +60,7 @@ def test_worker_killed(postgres_url: str, case: Case, figures: Figures) -> None:
             os.kill(min(before), signal.SIGKILL)
             # The other one never stopped serving: what counts is when the new one does.
             back = seconds_until(
-                lambda: all_ready(master) and _replaced(master, min(before)), within=RECOVERED_SECONDS, since=at
+                lambda: _replaced(master, min(before)) and all_ready(master), within=RECOVERED_SECONDS, since=at
             )
             time.sleep(_AWHILE)
         assert {answer for answer in watch.ready if not answer.startswith("0")} <= {"200 OK", "503 starting"}

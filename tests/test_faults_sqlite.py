@@ -30,7 +30,7 @@ pytestmark = pytest.mark.server
 
 #: gevent is refused with SQLite.
 KINDS = {"kinds": ("sync", "gthread")}
-_AWHILE = 3.0
+_AWHILE = 4.0
 _NOBODY = 65534
 
 
