@@ -152,7 +152,7 @@ def page() -> str:
         rows="\n".join(_row(fault, figures[fault].values()) for fault in SEEN),
         share_out=f"{max(one['share_out'] for one in slow):.0%}",
         times_out=max(one["times_out"] for one in slow),
-        slow_seconds=26,
+        slow_seconds=f"{max(one['seconds'] for one in slow):.0f}",
         both=f"{max(one['both_served'] for one in clocks):.1f}",
         recycled=_recycled(figures["workers recycled by SIGHUP"]),
         soak=_soak(next(iter(figures["at random"].values()))),

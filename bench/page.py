@@ -173,7 +173,7 @@ def in_faults() -> list[tuple[str, str, str]]:
     faults = read("faults")["faults"]
 
     def worst(what: str, of: Sequence[str]) -> float:
-        return max(one[what] for fault in of for one in faults[fault].values() if what in one)
+        return max(float(one[what]) for fault in of for one in faults[fault].values() if what in one)
 
     hung = ("hung", "cut off", "black-holed", "slow, 2 s")
     return [

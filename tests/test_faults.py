@@ -245,6 +245,7 @@ def test_slow_by_2_s_where_another_could_take_its_place(
         recovered=back,
         recovered_promised=_SLOW_CYCLE_SECONDS,
         share_out=out,
+        seconds=2 * _SLOW_CYCLE_SECONDS,
         times_out=times,
     )
 
