@@ -28,7 +28,7 @@ from auth import Tokens
 from database_url import Sqlite, parse
 from entitlements import EntitlementsService, KeyFile, LicenseFiles
 from link import Link
-from replicas import Heartbeat, Lease, Registry, RegistryError, gunicorn
+from replicas import Heartbeat, Lease, Policies, Registry, RegistryError, gunicorn
 from settings import Settings
 from version import VERSION
 from watch import Watch
@@ -151,7 +151,7 @@ class Replica:
         #: None: not looked at yet.
         self._schema_usable: bool | None = None
         self._next_sweep = float("-inf")
-        self._mixed = False
+        self._policies = Policies()
 
     def start(self) -> None:
         """Start the thread, where none runs in this process yet."""
@@ -251,18 +251,7 @@ class Replica:
         )
         self.entitlements.update(stored, facts, read_local=facts.read_local)
         self.lease.renew(facts)
-        self._compare_policies({row.exclude for row in (*facts.members, facts.me)})
-
-    def _compare_policies(self, policies: set[str]) -> None:
-        """One line when replicas are seen to run different policies, and one when they no longer do."""
-        mixed = len(policies) > 1
-        if mixed and not self._mixed:
-            _log.warning(
-                "replicas run different policies (%s): no guarantee holds for both", ", ".join(sorted(policies))
-            )
-        elif self._mixed and not mixed:
-            _log.info("replicas run one policy again: %s", *policies)
-        self._mixed = mixed
+        self._policies.compare(facts)
 
     def _has_schema(self, connection: Connection) -> bool:
         """Whether the schema is usable; where it is not, begin to upgrade it, or say once who must."""

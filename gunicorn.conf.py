@@ -75,7 +75,9 @@ def when_ready(server):
         os.environ["READYGATE_REPLICA_ID"],
         _label(current),
         current.exclude,
-        "a violation takes every replica out" if current.exclude == "all" else "a violation takes the surplus out",
+        "a violation takes every replica out, one of a replica_limit the surplus"
+        if current.exclude == "all"
+        else "a violation takes the surplus out",
     )
 
 

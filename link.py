@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,6 +62,9 @@ class Link:
         self._file = file
         self._budget, self._clock = budget or Budget(), clock
         self._connection: Connection | None = None
+        #: Of which process it is; another's, from before a fork, is kept and never touched: the other uses it.
+        self._process = os.getpid()
+        self._inherited: Connection | None = None
         self._inode: tuple[int, int] | None = None
         self.measurement = Measurement()
         event.listen(engine, "before_cursor_execute", self._sent)
@@ -122,6 +126,8 @@ class Link:
             connection.close()
 
     def _open(self) -> Connection:
+        if self._process != os.getpid():
+            self._inherited, self._connection, self._process = self._connection, None, os.getpid()
         if self._file is not None and self._connection is not None and _inode(self._file) != self._inode:
             self.close()
         if self._connection is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ import metrics
 from entitlements import Entitlements, EntitlementsService
 from health import Remark
 from link import Link
-from replicas import Facts, Heartbeat, Lease, Registry, State, state
+from replicas import Facts, Heartbeat, Lease, Registry, State, elapsed, state
 from settings import Settings
 from version import VERSION
 
@@ -57,7 +56,7 @@ def register(app: Flask, wiring: Wiring, guard: Callable[[str], Any]) -> None:
     )
 
 
-def reading(wiring: Wiring, *, clock: Callable[[], float] = time.monotonic) -> metrics.Reading:
+def reading(wiring: Wiring, *, clock: Callable[[], float] = elapsed) -> metrics.Reading:
     """What this worker knows. Memory only."""
     facts, found = wiring.lease.facts, wiring.entitlements.entitlements
     return metrics.Reading(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -29,7 +28,7 @@ from entitlements import (
 )
 from entitlements.license import HIGH_AVAILABILITY, REPLICA_LIMIT
 from overview import Overview
-from replicas import DrainEnded, Lease, Registry, ReplicaNotFound, state
+from replicas import DrainEnded, Lease, Registry, ReplicaNotFound, elapsed, state
 from settings import Settings
 from version import VERSION
 
@@ -112,7 +111,7 @@ class _Reading:
 class Watch:
     """Reads the fleet for the page, and remembers the last reading for when the database does not answer."""
 
-    def __init__(self, wiring: Wiring, access: Access, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, wiring: Wiring, access: Access, *, clock: Callable[[], float] = elapsed) -> None:
         self._wiring, self._access, self._clock = wiring, access, clock
         self._last: _Reading | None = None
 

@@ -32,6 +32,7 @@ VARIABLES = (
     "READYGATE_METRICS",
     "READYGATE_REPLICA_GRACE_SECONDS",
     "READYGATE_REPLICA_ID",
+    "READYGATE_REPLICA_MAKER",
     "READYGATE_STALE_AFTER_SECONDS",
 )
 #: Files are read no further than they can be of use: one may be a device by mistake.

@@ -22,8 +22,12 @@ Show = Callable[[Sequence[dict[str, Any]], bool], None]
 
 
 def plain(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Print rows: JSON, or a line each."""
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join("  ".join(map(str, row.values())) for row in rows))
+    """Print rows: JSON, or a line each under the names of their fields, with tabs in between."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    lines = [list(rows[0]), *(row.values() for row in rows)] if rows else [["none"]]
+    click.echo("\n".join("\t".join("-" if cell is None else str(cell) for cell in line) for line in lines))
 
 
 def commands(

@@ -30,6 +30,11 @@ _CLOCKS = {
 }
 #: Local time that has passed is taken for a quarter more before a 200 is believed (spec, section 4, "next change").
 _HASTE = 1.25
+#: And for two fifths more before a sync is due: the next verdict is there before the last one has to be given up.
+_SYNC_HASTE = 1.4
+#: What is given up this long before its instant is not taken back for the rest: it would only flicker.
+_FINAL_SECONDS = 1.0
+_COUNTS_SUSPENSION = hasattr(time, "CLOCK_BOOTTIME")
 #: Transaction-level advisory lock of whoever makes the deployment's identity: "rdyg" and a number.
 _DEPLOYMENT_LOCK = 0x72647967_00000003
 #: Licenses that count: more are not stored, or, where somebody else wrote them, never read.
@@ -78,24 +83,30 @@ class EntitlementsService:
         *,
         keys: Callable[[], KeySet],
         exclude: Exclude = "all",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         clocks: Mapping[str, str] | None = None,
     ) -> None:
-        """`keys`: the public keys, asked at each sync. `clocks`: the SQL of the database's clock, for tests."""
+        """`keys`: the public keys, asked at each sync. `clocks`: the SQL of the database's clock, for tests.
+
+        `clock`: the one that `read_local` is of; None: the one of replicas, which counts a suspension too.
+        """
         self._keys = keys
         #: Which replicas a violation takes out.
         self.exclude: Exclude = exclude
-        self._clock = clock
+        self._clock = clock or _elapsed
         self._clocks = clocks or _CLOCKS
         # One value, because requests read licenses beside the thread: outcomes never outlive the keys they came of.
         self._remembered: tuple[KeySet | None, Mapping[tuple[bytes, str], License | LicenseError]] = (None, {})
         self._current: tuple[Entitlements, float] | None = None
+        #: The instant that this worker was taken out for a moment early, by a clock that hurries; None: none.
+        self._given_up: int | None = None
 
     # What the last sync found
 
     def update(self, stored: Stored, fleet: Fleet, *, read_local: float) -> Entitlements:
         """Judge anew. `read_local`: the local monotonic instant before `fleet` was asked for."""
         entitlements = evaluate(stored.valid, fleet, exclude=self.exclude, invalid=stored.refusals)
+        self._given_up = entitlements.blocked_at if self._gave_up(entitlements) else None
         before, self._current = self._current, (entitlements, read_local)
         _log_changes(before[0] if before else None, entitlements)
         return entitlements
@@ -114,7 +125,9 @@ class EntitlementsService:
         if self._current is None:
             return False
         found, read_local = self._current
-        return found.blocked or self._may_be_past(found.blocked_at, found.now, read_local)
+        if found.blocked or (found.blocked_at is not None and found.blocked_at == self._given_up):
+            return True
+        return self._may_be_past(found.blocked_at, found.now, read_local)
 
     #: The name that the proposal gave it.
     HasBlockingErrors = has_blocking_errors
@@ -146,7 +159,7 @@ class EntitlementsService:
             return None
         found, read_local = self._current
         assert found.changes_at is not None
-        return (found.changes_at - found.now) / 1_000_000 / _HASTE - (self._clock() - read_local)
+        return (found.changes_at - found.now) / 1_000_000 / _SYNC_HASTE - (self._clock() - read_local)
 
     def _feature(self, name: str) -> Feature:
         if self._current is None:
@@ -154,6 +167,13 @@ class EntitlementsService:
         found, read_local = self._current
         # Judged anew: an outage switches nothing off before the license's own end, and nothing outlives it.
         return found.feature(name, found.now / 1_000_000 + self._clock() - read_local)
+
+    def _gave_up(self, found: Entitlements) -> bool:
+        """Whether this worker is out already for the instant that lies just ahead of `found`."""
+        if self._current is None or found.blocked or found.blocked_at is None:
+            return False
+        soon = found.blocked_at - found.now < _FINAL_SECONDS * 1_000_000
+        return soon and self._current[0].blocked_at == found.blocked_at and self.has_blocking_errors()
 
     def _may_be_past(self, instant: int | None, now: int, read_local: float) -> bool:
         """Whether the instant may have come, as far as clocks can be trusted; it was `now` at `read_local`."""
@@ -255,6 +275,11 @@ class EntitlementsService:
 
     def _now(self, connection: Connection) -> str:
         return self._clocks[connection.dialect.name]
+
+
+def _elapsed() -> float:
+    """As replicas.elapsed; packages do not import each other."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _COUNTS_SUSPENSION else time.monotonic()
 
 
 class LicenseFiles:

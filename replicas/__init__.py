@@ -22,8 +22,9 @@ gone, and reads the facts that decide over this replica. A `Lease` says how long
 from .blueprint import Guard, blueprint
 from .errors import DrainEnded, RegistryError, ReplicaNotFound
 from .heartbeat import Heartbeat
-from .lease import HASTE, Lease
+from .lease import HASTE, Lease, elapsed
 from .membership import Judge, Membership
+from .policies import Policies
 from .registry import Registry
 from .replica import Facts, Replica, State, state
 from .schema import metadata
@@ -37,12 +38,14 @@ __all__ = [
     "Judge",
     "Lease",
     "Membership",
+    "Policies",
     "Registry",
     "RegistryError",
     "Replica",
     "ReplicaNotFound",
     "State",
     "blueprint",
+    "elapsed",
     "metadata",
     "state",
 ]

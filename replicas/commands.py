@@ -25,8 +25,12 @@ _FOR_PEOPLE = ("id", "hostname", "version", "state", "created_at", "updated_at",
 
 
 def plain(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Print rows: JSON, or a line each."""
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join("  ".join(map(str, row.values())) for row in rows))
+    """Print rows: JSON, or a line each under the names of their fields, with tabs in between."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    lines = [list(rows[0]), *(row.values() for row in rows)] if rows else [["none"]]
+    click.echo("\n".join("\t".join("-" if cell is None else str(cell) for cell in line) for line in lines))
 
 
 def commands(
@@ -139,6 +143,8 @@ def _wait(registry: Registry, connection: Connection, row: Replica) -> Replica:
             raise RegistryError("the database's clock does not move on; the drain stands, see `replicas list`")
         time.sleep(_POLL_SECONDS)
         row = registry.find(connection, row.id)
+    # Once more: somebody may have been taking it back at that very instant.
+    row = registry.find(connection, row.id)
     if row.draining_at is None:
         raise RegistryError("the drain was taken back meanwhile; the replica serves on")
     return row

@@ -20,8 +20,8 @@ from typing import Any
 from .errors import RegistryError
 from .membership import Membership
 
-#: How the identity reaches the workers. Set by the master before the fork and never taken from outside.
-VARIABLE = "READYGATE_REPLICA_ID"
+#: How the identity reaches the workers, and which process made it: one that came from outside is nobody's.
+VARIABLE, MAKER = "READYGATE_REPLICA_ID", "READYGATE_REPLICA_MAKER"
 #: How long the farewell may delay the master's exit, the app's import included.
 _LEAVE_SECONDS = 10.0
 _log = logging.getLogger("readygate.replicas")
@@ -29,12 +29,13 @@ _log = logging.getLogger("readygate.replicas")
 
 def on_starting(server: Any) -> None:
     """In the master, once: make the identity. A master made by SIGUSR2 inherits one and replaces it here."""
-    os.environ[VARIABLE] = str(uuid.uuid4())
+    _make()
 
 
 def pre_exec(server: Any) -> None:
     """In the master that SIGUSR2 is about to make: forget the identity of the old one."""
     os.environ.pop(VARIABLE, None)
+    os.environ.pop(MAKER, None)
 
 
 def replica_id() -> str:
@@ -42,9 +43,17 @@ def replica_id() -> str:
 
     Raises RegistryError under a gunicorn without the hook on_starting: each worker would be a replica.
     """
-    if VARIABLE not in os.environ and os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/"):
+    known = os.environ.get(VARIABLE)
+    if known is not None and os.environ.get(MAKER) in (str(os.getpid()), str(os.getppid())):
+        return known
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/"):
         raise RegistryError("each worker would be a replica: gunicorn.conf.py lacks on_starting of replicas.gunicorn")
-    return os.environ.setdefault(VARIABLE, str(uuid.uuid4()))
+    return _make()
+
+
+def _make() -> str:
+    os.environ[VARIABLE], os.environ[MAKER] = str(uuid.uuid4()), str(os.getpid())
+    return os.environ[VARIABLE]
 
 
 def extension(app: Any) -> Membership:

@@ -13,6 +13,17 @@ from .replica import Facts
 LEASE_SHARE = 2 / 3
 #: Local time that has passed is taken for a quarter more, so that a slow local clock never outlives an instant.
 HASTE = 1.25
+#: What is given up this long before its instant is not taken back for the rest: it would only flicker.
+FINAL_SECONDS = 1.0
+_COUNTS_SUSPENSION = hasattr(time, "CLOCK_BOOTTIME")
+
+
+def elapsed() -> float:
+    """Seconds on a local clock that never steps, and on Linux goes on while the system is suspended, as peers do.
+
+    A lease that stood still meanwhile would be believed after somebody else has taken the place.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if _COUNTS_SUSPENSION else time.monotonic()
 
 
 class Lease:
@@ -24,7 +35,7 @@ class Lease:
         stale_after_seconds: float,
         replaceable: Callable[[], bool] = lambda: False,
         parent: Callable[[], int] = os.getppid,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = elapsed,
     ) -> None:
         """`replaceable`: whether another replica could take this one's place once it is taken for dead.
 
@@ -36,6 +47,8 @@ class Lease:
         self._parent: int | None = None
         self._clock = clock
         self.facts: Facts | None = None
+        #: The appointment that this worker has kept already; None: none.
+        self._kept: int | None = None
 
     def follow_parent(self, process: int) -> None:
         """From now on, count as an orphan once the parent process is another than `process`."""
@@ -47,6 +60,12 @@ class Lease:
 
     def renew(self, facts: Facts) -> None:
         """Believe `facts` until they are too old."""
+        at, before = facts.me.draining_at, self.facts
+        if at is not None and at - facts.now < FINAL_SECONDS * 1_000_000 and before is not None:
+            # It was given up a moment early, by a clock that hurries: this reading does not give it back.
+            self._kept = at if before.me.draining_at == at and self._draining(before) else None
+        else:
+            self._kept = None
         self.facts = facts
 
     def lost(self) -> bool:
@@ -67,5 +86,7 @@ class Lease:
     def _draining(self, facts: Facts) -> bool:
         if facts.me.draining_at is None:
             return False
+        if facts.me.draining_at == self._kept:
+            return True
         passed = (self._clock() - facts.read_local) * HASTE
         return facts.now + round(passed * 1_000_000) >= facts.me.draining_at

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,8 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .errors import RegistryError
 from .heartbeat import Heartbeat
-from .lease import Lease
+from .lease import Lease, elapsed
+from .policies import Policies
 from .registry import Registry
 
 _log = logging.getLogger("readygate.replicas")
@@ -72,7 +73,7 @@ class Membership:
         stale_after_seconds: float | None = None,
         grace_seconds: float = 60.0,
         timeout_seconds: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = elapsed,
     ) -> None:
         """`engine`: the app's; the thread has one connection of its own beside the app's pool.
 
@@ -95,6 +96,10 @@ class Membership:
         self._latency_seconds: float | None = None
         self._unreachable = self._outdated = False
         self._next_sweep = clock()
+        self._policies = Policies()
+        #: Of which process the connection is; another's, from before a fork, is kept and never touched.
+        self._process: int | None = None
+        self._inherited: Connection | None = None
         self.registry = Registry(
             replica_id=replica_id,
             hostname=platform.node() if hostname is None else hostname,
@@ -103,6 +108,7 @@ class Membership:
             stale_after_seconds=stale_after,
             grace_seconds=grace_seconds,
             exclude="all" if judge is None else judge.exclude,
+            monotonic=clock,
         )
         self.lease = Lease(
             stale_after_seconds=stale_after, replaceable=judge.replaceable if judge else lambda: False, clock=clock
@@ -128,6 +134,10 @@ class Membership:
     def reason(self) -> str | None:
         """Why this replica's own standing keeps it out of service, or None: a check that reads memory."""
         return self.lease.reason()
+
+    def lost(self) -> bool:
+        """Whether the heartbeat is lost, also where that takes nobody out, as no other replica could take the place."""
+        return self.lease.lost()
 
     def database_reason(self) -> str | None:
         """Why the database keeps this replica out of service, or None: a check that reads memory."""
@@ -205,6 +215,7 @@ class Membership:
         if judge is not None:
             judge.update(stored, facts, read_local=facts.read_local)
         self.lease.renew(facts)
+        self._policies.compare(facts)
         if self._clock() >= self._next_sweep:
             self._next_sweep = self._clock() + _SWEEP_SECONDS
             self.registry.sweep(connection)
@@ -214,6 +225,9 @@ class Membership:
         """What `work` returns with the thread's connection, which any failure closes."""
         self._waiting_since = self._clock()
         try:
+            if self._process != os.getpid():
+                self._inherited, self._connection, self._own = self._connection, None, None
+                self._process = os.getpid()
             if self._connection is None:
                 self._own = self._own or _apart(self._engine)
                 self._connection = self._own.connect()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
 from .errors import DrainEnded, RegistryError, ReplicaNotFound
+from .lease import elapsed
 from .replica import Facts, Replica
 
 #: Microseconds since 1970, read when the statement reads it, not when its transaction began.
@@ -49,7 +50,7 @@ class Registry:
         grace_seconds: float = 60.0,
         exclude: str = "all",
         clocks: dict[str, str] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = elapsed,
     ) -> None:
         """`replica_id`: a UUID made once per server, before its workers fork (see replicas.gunicorn).
 
@@ -61,6 +62,7 @@ class Registry:
         self._grace = _micro(grace_seconds)
         self._clocks = clocks or _CLOCKS
         self._monotonic = monotonic
+        self._known: tuple[int, str] | None = None
         #: The first join of this server, so that a row that vanished comes back with its own age.
         self._started_at: int | None = None
         #: How old it was at its last sync: a clock that steps back makes nobody younger, nor gives a new grace.
@@ -68,11 +70,13 @@ class Registry:
 
     @property
     def id(self) -> str:
-        """This replica's UUID. Raises RegistryError when it is none."""
-        known = _uuid(self._replica_id() if callable(self._replica_id) else self._replica_id)
-        if known is None:
-            raise RegistryError("replica_id is no UUID; make one with uuid.uuid4() once per server")
-        return known
+        """This replica's UUID, asked for once in each process. Raises RegistryError when it is none."""
+        if self._known is None or self._known[0] != os.getpid():
+            known = _uuid(self._replica_id() if callable(self._replica_id) else self._replica_id)
+            if known is None:
+                raise RegistryError("replica_id is no UUID; make one with uuid.uuid4() once per server")
+            self._known = (os.getpid(), known)
+        return self._known[1]
 
     def beat(self, connection: Connection, *, latency_seconds: float | None = None) -> bool:
         """Touch this replica's row, if a touch is due and it still stands in the line: one statement decides it.
@@ -82,7 +86,7 @@ class Registry:
         now = self._now(connection)
         latency = "NULL" if latency_seconds is None else str(_micro(latency_seconds))
         touched = connection.exec_driver_sql(
-            f"UPDATE readygate_replicas SET updated_at = {now}, database_latency = {latency}"
+            f"UPDATE readygate_replicas SET updated_at = {now}, database_latency = {latency}, {self._own(connection)}"
             f" WHERE id = '{self.id}' AND stopped_at IS NULL AND NOT {_STALE.format(now=now)}"
             # Any worker of the server may touch; one of them every half heartbeat is enough. A row that a stepped
             # clock left in the future is due at once.
@@ -107,6 +111,7 @@ class Registry:
             f" bigint), CAST(NULL AS bigint), CAST(NULL AS bigint), {self._stale_after}, {self._grace},"
             f" {_quoted(self._exclude, 20)}, CAST(NULL AS bigint) FROM (SELECT {now} AS n) AS clock WHERE true"
             " ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, updated_at = excluded.updated_at,"
+            f" {self._own(connection, 'r.')},"
             f" started_at = {least}(r.started_at, excluded.started_at), stopped_at = NULL"
             f" WHERE r.stopped_at IS NOT NULL OR r.updated_at < {now} - r.stale_after"
             f" OR r.updated_at > {now} + r.stale_after / 3"
@@ -117,6 +122,17 @@ class Registry:
             connection.exec_driver_sql(f"{lock}; {insert}")
         else:
             connection.exec_driver_sql(insert)  # SQLite has one writer at a time.
+
+    def _own(self, connection: Connection, row: str = "") -> str:
+        """What workers that were started anew may know better: they may run another release with other settings.
+
+        stale_after only grows: older workers may rely on the larger one. The grace stays, as peers reckon with its end.
+        """
+        greatest = "greatest" if connection.dialect.name == "postgresql" else "max"
+        return (
+            f"version = {_quoted(self._version, 100)}, exclude = {_quoted(self._exclude, 20)},"
+            f" stale_after = {greatest}({row}stale_after, {self._stale_after})"
+        )
 
     def sync(self, connection: Connection, *, limit: int | None, latency_seconds: float | None = None) -> Facts:
         """Beat, and read what decides over this replica; joins (anew) where it has no place in the line.

@@ -260,7 +260,8 @@ class World:
 
     def fail(self, what: str) -> None:
         tail = "\n".join(self.trace[-60:])
-        raise Counterexample(f"seed {self.seed}, step {self.steps}: {what}\n{tail}")
+        again = f"again: pytest tests/test_simulation.py --simulate-seed {self.seed}"
+        raise Counterexample(f"seed {self.seed}, step {self.steps}: {what}; {again}\n{tail}")
 
     # Messages
 
@@ -658,7 +659,7 @@ class World:
         if self.database.pending or self.database.waiting:
             self.later(1.0, self._begin_quiet)
             return
-        self.later((STALE + 2 * HEARTBEAT) * SLACK + 1, self._settled)
+        self.later(STALE + 2 * HEARTBEAT, self._settled)
 
     def _settled(self) -> None:
         rows = {row.id: row for row in self.database.run("SELECT * FROM readygate_replicas").rows}

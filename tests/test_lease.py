@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+from dataclasses import replace
+
 import pytest
 from clock import Clock
 
-from replicas import HASTE, Facts, Lease, Replica
+from replicas import HASTE, Facts, Lease, Registry, Replica, elapsed
 
 #: Microseconds: the database's clock when the facts were read.
 NOW = 1_800_000_000_000_000
@@ -161,3 +165,28 @@ def test_a_process_without_a_master_is_no_orphan(clock: Clock) -> None:
     lease.renew(facts(clock))
     assert not lease.orphaned()
     assert lease.reason() is None
+
+
+@pytest.mark.parametrize(("left", "returns"), [(0.5, False), (5.0, True)])
+def test_a_place_that_was_given_up_a_moment_early_is_not_taken_back_for_the_rest(
+    clock: Clock, left: float, returns: bool
+) -> None:
+    lease = a_lease(clock, replaceable=False)
+    lease.renew(facts(clock, draining_in=40))
+    clock.now += 40 - left
+    assert lease.reason() == "draining"
+    read = facts(clock)
+    at = NOW + 40_000_000
+    read = replace(read, now=at - round(left * 1_000_000), me=replace(read.me, draining_at=at))
+    lease.renew(read)
+    assert lease.reason() == (None if returns else "draining")
+    # It was taken back in time.
+    lease.renew(replace(read, me=replace(read.me, draining_at=None)))
+    assert lease.reason() is None
+
+
+def test_the_clock_of_a_lease_counts_what_the_system_sleeps_through() -> None:
+    assert abs(elapsed() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
+    assert Lease(stale_after_seconds=15)._clock is elapsed
+    registry = Registry(replica_id=str(uuid.uuid4()), hostname="web", version="1")
+    assert registry._monotonic is elapsed

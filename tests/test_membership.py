@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -217,8 +218,56 @@ def test_a_gunicorn_without_the_hooks_never_makes_a_replica_of_each_worker(monke
     monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
     with pytest.raises(RegistryError, match="on_starting"):
         gunicorn.replica_id()
-    monkeypatch.setenv(gunicorn.VARIABLE, "set by the master")
-    assert gunicorn.replica_id() == "set by the master"
+    # One that came from outside may be the same for all of them.
+    monkeypatch.setenv(gunicorn.VARIABLE, "set by somebody")
+    with pytest.raises(RegistryError, match="on_starting"):
+        gunicorn.replica_id()
+    monkeypatch.setenv(gunicorn.MAKER, str(os.getppid()))
+    assert gunicorn.replica_id() == "set by somebody"
+
+
+def test_no_server_takes_its_identity_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
+    given = str(uuid.uuid4())
+    monkeypatch.setenv(gunicorn.VARIABLE, given)
+    monkeypatch.setenv(gunicorn.MAKER, "1")
+    own = gunicorn.replica_id()
+    assert own != given
+    assert gunicorn.replica_id() == own
+
+
+def test_only_postgresql_and_sqlite_are_taken() -> None:
+    engine = SimpleNamespace(dialect=SimpleNamespace(name="mysql"))
+    with pytest.raises(ValueError, match="PostgreSQL or SQLite, not mysql"):
+        Membership(engine, replica_id="x", version="1")  # type: ignore[arg-type]
+
+
+def test_what_no_table_is_there_for_is_called_by_its_name(sqlite_url: str) -> None:
+    found = Membership(create_engine(sqlite_url), replica_id=str(uuid.uuid4()), version="1.0")
+    app = Flask("host")
+    app.register_blueprint(replicas.blueprint(found.registry, connect=found.connect, guard=lambda role: None))
+    answer = app.test_client().get("/api/v2/replicas")
+    assert (answer.status_code, answer.json) == (503, {"message": "schema outdated"})
+
+
+def test_a_thread_that_was_started_before_the_fork_leaves_its_connection_alone(postgres_url: str) -> None:
+    engine = create_engine(driven(postgres_url, "psycopg"))
+    replicas.metadata.create_all(engine)
+    with member(engine) as found:
+        soon(lambda: reasons(found) == (None, None))
+        before = found._connection
+        child = os.fork()
+        if child == 0:  # What a worker of a preloaded app is.
+            found.start()
+            ends = time.monotonic() + 10
+            while found._connection in (None, before) and time.monotonic() < ends:
+                time.sleep(0.01)
+            os._exit(0 if found._connection not in (None, before) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        time.sleep(1.2)
+        assert found._connection is before
+        assert reasons(found) == (None, None)
+    engine.dispose()
 
 
 def test_no_hook_ends_a_server_whatever_the_app_does(logged: list[str]) -> None:

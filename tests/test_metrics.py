@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_it_tells_all_that_was_read() -> None:
     assert value(found, "unready", reason="entitlement error") is None
     assert value(found, "heartbeat_age_seconds") == 1.5
     assert value(found, "heartbeat_lost") == 0
+    assert value(shown(replace(_FULL, heartbeat_lost=True)), "heartbeat_lost") == 1
     assert value(found, "database_ping_seconds") == 0.002
     assert value(found, "syncs_failed_total", worker=str(os.getpid())) == 3
     assert value(found, "replicas_allowed") == 2

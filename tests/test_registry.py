@@ -323,6 +323,33 @@ def test_an_id_that_is_no_uuid_is_refused(connection: Connection) -> None:
         sync(a_registry(replica_id="pod-1"), connection)
 
 
+def test_workers_that_were_started_anew_tell_what_they_run(connection: Connection) -> None:
+    """After a SIGHUP the id stays, and the code and its settings may be others."""
+    known = str(uuid.uuid4())
+    old = a_registry(replica_id=known, version="1", stale_after_seconds=15)
+    sync(old, connection)
+    new = a_registry(replica_id=known, version="2", stale_after_seconds=60, exclude="surplus", grace_seconds=30)
+    move(connection, new, "updated_at", -4)
+    me = sync(new, connection).me
+    assert (me.version, me.exclude, me.stale_after, me.grace) == ("2", "surplus", 60_000_000, 0)
+    # Some worker may still rely on the larger one.
+    shorter = a_registry(replica_id=known, version="3", stale_after_seconds=15)
+    move(connection, shorter, "updated_at", -4)
+    assert sync(shorter, connection).me.stale_after == 60_000_000
+    move(connection, shorter, "updated_at", -3600)
+    assert sync(shorter, connection).me.stale_after == 60_000_000
+
+
+def test_a_peer_does_not_bury_who_may_be_silent_for_longer_by_now(connection: Connection) -> None:
+    known = str(uuid.uuid4())
+    sync(a_registry(replica_id=known, stale_after_seconds=15), connection)
+    reloaded = a_registry(replica_id=known, stale_after_seconds=60)
+    move(connection, reloaded, "updated_at", -4)
+    sync(reloaded, connection)
+    move(connection, reloaded, "updated_at", -20)
+    assert known in ids(sync(a_registry(), connection))
+
+
 def test_thirty_replicas_joining_at_once_get_thirty_places(database_url: str, connection: Connection) -> None:
     registries = [a_registry() for _ in range(30)]
     failures: list[Exception] = []

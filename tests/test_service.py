@@ -10,6 +10,7 @@ import time
 import timeit
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -400,12 +401,29 @@ def test_a_sync_that_finds_the_violation_over_ends_it() -> None:
 def test_while_syncs_fail_a_verdict_stands_until_time_alone_ends_it_less_a_fifth(clock: Clock) -> None:
     entitlements = a_service(clock=clock)
     entitlements.update(stored(), a_fleet(a_member(0), a_member(1, aged=40)), read_local=clock.now)
-    assert entitlements.seconds_to_change() == 32
+    # The sync comes before the cut, so that where one succeeds nothing has to be given up yet.
+    assert entitlements.seconds_to_change() == pytest.approx(40 / 1.4)
     clock.now += 31.9
     assert not entitlements.has_blocking_errors()
     clock.now += 0.1
     assert entitlements.has_blocking_errors()
-    assert entitlements.seconds_to_change() == pytest.approx(0)
+    assert entitlements.seconds_to_change() == pytest.approx(40 / 1.4 - 32)
+
+
+@pytest.mark.parametrize(("left", "returns"), [(0.5, False), (5.0, True)])
+def test_what_was_given_up_a_moment_early_is_not_taken_back_for_the_rest(
+    clock: Clock, left: float, returns: bool
+) -> None:
+    entitlements = a_service(clock=clock)
+    entitlements.update(stored(), a_fleet(a_member(0), a_member(1, aged=40)), read_local=clock.now)
+    clock.now += 40 - left
+    assert entitlements.has_blocking_errors()
+    later = replace(a_fleet(a_member(0), a_member(1, aged=40)), now=(NOW * 1_000_000) + round((40 - left) * 1_000_000))
+    entitlements.update(stored(), later, read_local=clock.now)
+    assert entitlements.has_blocking_errors() is not returns
+    # Nor for longer than there was a reason: the second has left.
+    entitlements.update(stored(), replace(later, members=later.members[:1]), read_local=clock.now)
+    assert not entitlements.has_blocking_errors()
 
 
 def test_elapsed_time_counts_from_before_the_read_was_sent(clock: Clock) -> None:
