@@ -103,14 +103,17 @@ def test_the_first_of_two_addresses_is_black_holed(
         master.host = network.server
         started(master)
         before = len(master.lines)
+        # A worker that does one thing at a time is held by each call that connects: by its first, too.
+        asked_first = time.monotonic()
         with watched(master) as watch:
+            watch.begins(asked_first)
             time.sleep(1)
             at = watch.begins()
             ours = "application_name = 'readygate'"
             pg.execute(server.url(), f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
             # Each connect tries the one that leads nowhere, and has time left for the other.
             until(lambda: "connection lost" in master.lines[before:] or "timeout" in master.lines[before:])
-            # A worker that does one thing at a time is held once more: by its first call that connects anew.
+            # And once it is ready again, by the first one that connects anew.
             watch.begins(at + HELD_SECONDS)
             back = recovered(master, since=at)
             time.sleep(_AWHILE)
