@@ -54,6 +54,9 @@ class Wiring(Protocol):
     def suspect(self) -> None:
         """A request got no answer from the database."""
 
+    def took(self, seconds: float) -> None:
+        """A request had to do with the database for so long."""
+
     def refuses(self) -> str | None:
         """Why requests that need the database are refused; None: they are not."""
 
@@ -109,7 +112,8 @@ def access(wiring: Wiring) -> Access:
     def connect() -> Iterator[Connection]:
         if "readygate_ends" not in g:
             g.readygate_ends = time.monotonic() + (_ALONE_SECONDS if wiring.threads == 1 else _REQUEST_SECONDS)
-        left = g.readygate_ends - time.monotonic()
+        began = time.monotonic()
+        left = g.readygate_ends - began
         try:
             with wiring.shared.budget.limit(left), wiring.requests.connect() as connection:
                 try:
@@ -127,6 +131,8 @@ def access(wiring: Wiring) -> Access:
                 # Not a word from the server. A wait for the pool, or for a lock, says nothing of it.
                 wiring.suspect()
             raise _unavailable(why) from None
+        finally:
+            wiring.took(time.monotonic() - began)
         fortune.succeeded()
 
     verifier = Verifier(

@@ -34,6 +34,8 @@ class Measurement:
     failure: Failure | None = None
     #: How long the last ping took; None: there was none yet.
     latency_seconds: float | None = None
+    #: The local instant at which that was known.
+    pinged_at: float = float("-inf")
 
 
 class Link:
@@ -102,7 +104,8 @@ class Link:
             # Nor will this connection: SQLite's go on failing on a file that was taken away under them.
             self.close()
             return self._note(failure(error))
-        self.measurement = replace(self.measurement, latency_seconds=self._clock() - started)
+        now = self._clock()
+        self.measurement = replace(self.measurement, latency_seconds=now - started, pinged_at=now)
         return True
 
     def use(self, work: Callable[[Connection], T]) -> T:

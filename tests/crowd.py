@@ -1,7 +1,7 @@
 """Those who ask a server all along, each in a process of its own, so that no test's work slows what they measure.
 
     python tests/crowd.py liveness HOST PORT
-    python tests/crowd.py flood HOST PORT TOKEN
+    python tests/crowd.py flood HOST PORT TOKEN [CALLERS]
 
 Each says `asking` once it has been answered, asks until its standard input ends, and then prints what it saw as JSON.
 Nothing of the project is imported: it must be there at once.
@@ -119,13 +119,13 @@ def answer_everything() -> None:
         server.serve_forever()
 
 
-def flood(stop: threading.Event, host: str, port: int, token: str) -> dict[str, object]:
+def flood(stop: threading.Event, host: str, port: int, token: str, callers: int = CALLERS) -> dict[str, object]:
     """Ask for /readyz, and for the API, several at once of each, with a short pause after each answer."""
     ready: dict[str, int] = {}
     called: dict[str, int] = {}
     slowest = [0.0]
     lock = threading.Lock()
-    all_have_asked = threading.Barrier(PROBERS + CALLERS, action=asking)
+    all_have_asked = threading.Barrier(PROBERS + callers, action=asking)
 
     def probe() -> None:
         ask(host, port, "/readyz")
@@ -147,7 +147,7 @@ def flood(stop: threading.Event, host: str, port: int, token: str) -> dict[str, 
                 count(called, (status, body if status != 200 else ""))
             number += 1
 
-    together([probe] * PROBERS + [partial(call, number) for number in range(CALLERS)])
+    together([probe] * PROBERS + [partial(call, number) for number in range(callers)])
     return {"ready": ready, "called": called, "slowest": slowest[0]}
 
 
@@ -182,10 +182,11 @@ def main() -> None:
     if sys.argv[1:] == ["bare"]:
         answer_everything()
         return
-    kind, host, port, *token = sys.argv[1:]
+    kind, host, port, *more = sys.argv[1:]
     stop = threading.Event()
     threading.Thread(target=until_told, args=(stop,), daemon=True).start()
-    found = liveness(stop, host, int(port)) if kind == "liveness" else flood(stop, host, int(port), token[0])
+    where = (stop, host, int(port))
+    found = liveness(*where) if kind == "liveness" else flood(*where, more[0], *map(int, more[1:]))
     print(json.dumps(found))
 
 

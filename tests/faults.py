@@ -133,7 +133,10 @@ def watched(master: Gunicorn, *, lost: int = 0, slowest: float = SLOWEST_CALL_SE
     call ends in anything but its result or a 503 in JSON, nor takes longer than `slowest` seconds.
     """
     watch, where = Watch(lost=lost), (master.host, master.port)
-    crowd = [asking("liveness", where), asking("flood", where, ADMIN)]
+    one_at_a_time = "Using worker: sync\n" in master.lines
+    # Where requests wait for each other, six callers alone would make 99 of 100 probes wait for longer, whatever fails.
+    callers = ["2"] if one_at_a_time else []
+    crowd = [asking("liveness", where), asking("flood", where, ADMIN, *callers)]
     try:
         yield watch
     finally:
@@ -141,7 +144,7 @@ def watched(master: Gunicorn, *, lost: int = 0, slowest: float = SLOWEST_CALL_SE
     watch.ready, watch.called, watch.slowest_call_seconds = asked["ready"], asked["called"], asked["slowest"]
     assert len(seen["bad"]) <= watch.lost, seen["bad"]
     watch.noise_seconds = _one_of_a_hundred(seen["noise"])
-    judge(watch, seen["asked"], seen["late"], one_at_a_time="Using worker: sync\n" in master.lines)
+    judge(watch, seen["asked"], seen["late"], one_at_a_time=one_at_a_time)
     wrong = {answer for answer in watch.called if not re.match(r'200|503 \{"message":"', answer)}
     assert sum(watch.called[answer] for answer in wrong) <= watch.lost, wrong
     assert watch.slowest_call_seconds < slowest

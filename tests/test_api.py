@@ -834,6 +834,12 @@ def test_a_worker_that_does_one_thing_at_a_time_lets_no_slow_database_keep_its_p
     assert small.ask("/status").status_code == 200
     small.replica.link.measurement = replace(measured, latency_seconds=0.01)
     small.json()
+    # A lock is nothing that a ping meets: a sync does.
+    small.replica.took(0.3)
+    assert small.replica.link.ping()
+    assert small.ask(ENTITLEMENTS).status_code == 503
+    small.replica.sync()
+    small.json()
 
 
 def test_who_is_past_its_appointment_is_not_counted_even_where_nobody_counts(api: Api) -> None:

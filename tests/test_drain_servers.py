@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -53,6 +54,9 @@ def test_a_drained_replica_hands_over_by_appointment(line: Line, postgres_url: s
     line.check(("a", "b"), ("b", "c"))
     for before, after in (("a", "b"), ("b", "c")):
         assert gap(line.witnesses[before], line.witnesses[after])[0] < GAP
+    # It goes once, and does not flicker about its appointment: a load balancer that counts two noes would not go along.
+    said = [one.status == 200 for one in line.witnesses["a"].samples() if one.status]
+    assert [one for one, _ in itertools.groupby(said)] == [True, False]
 
 
 def test_a_drain_that_waits_returns_once_the_place_is_given_up(line: Line, postgres_url: str) -> None:

@@ -18,7 +18,8 @@ from certificates import Authority, Pair
 from servers import until
 
 from database_url import parse
-from driver import BoundedConnection, ConnectError, Connector, sqlstate
+from deadline import ConnectError
+from driver import BoundedConnection, Connector, sqlstate
 
 pytestmark = pytest.mark.server
 
