@@ -270,8 +270,8 @@ def test_a_thousand_hostile_requests(postgres_url: str, keys: Path, kind: str) -
         PASSWORD,
         *tokens.values(),
         basic,
-        # However it is spelt: with its password, without, or as SQLAlchemy shows it.
-        url.partition("@")[2],
+        # However it is spelt: with its password, without, or as SQLAlchemy shows it. (Host, port and name are told.)
+        "@" + url.partition("@")[2],
         *(text.replace("\r\n", "") for text in attacker.texts),
     ]
     # The signature is what nobody needs but who wants to use the license.
