@@ -265,17 +265,6 @@ def test_the_simulator_finds_a_fleet_that_does_not_serve_again() -> None:
     assert found(partial(World, rewrite=nobody_is_buried), what="does not serve again") is not None
 
 
-def a_refused_touch_is_believed(worker: Worker) -> None:
-    """The row looks fresh, so the place is taken for held: whatever made it fresh may be old."""
-    registry, beat = worker.registry, worker.registry.beat
-
-    def satisfied(connection: Any, **options: Any) -> bool:
-        beat(connection, **options)
-        return True
-
-    registry.beat = satisfied  # type: ignore[method-assign]
-
-
 def flickers(worker: Worker) -> None:
     """Says no at every other question."""
     answers_ok, asked = worker.answers_ok, [0]
