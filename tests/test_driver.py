@@ -201,6 +201,23 @@ def test_a_statement_that_is_not_answered_ends_in_time(serve: Callable[[socket.s
         assert time.monotonic() - started < TIMEOUT + SLACK
 
 
+def test_a_server_that_stops_reading_is_left_in_time() -> None:
+    ended = threading.Event()
+
+    def greet_and_read_no_more(client: socket.socket) -> None:
+        client.recv(4096)
+        client.sendall(AUTHENTICATED)
+        ended.wait(10)
+
+    with server(greet_and_read_no_more) as port, contextlib.closing(connect(port)) as connection:
+        started = time.monotonic()
+        with pytest.raises(ConnectError, match="timeout"):
+            # More than the buffers of both sides hold.
+            connection.execute_simple(f"SELECT '{'x' * 30_000_000}'")
+        assert time.monotonic() - started < TIMEOUT + SLACK + 1
+        ended.set()
+
+
 def test_closing_never_waits_for_the_other_side() -> None:
     def greet(client: socket.socket) -> None:
         client.recv(4096)

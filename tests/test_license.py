@@ -105,7 +105,7 @@ EVIL = "acme\r\nSet-Cookie: admin=1\r\n\r\n<script>"
 NO_VERSIONS: list[Any] = [2, 4, 0, -3, "3", 3.0, True, None, [3], {"is": 3}, EVIL]
 NO_INSTANTS: list[Any] = [str(NOW), True, False, 1e300, float(NOW), -1, 2**40, 2**63, None, [NOW], {}, EVIL]
 NO_NUMBERS: list[Any] = [True, False, 1.0, 1e300, -1, 2**53, 10**30, "1", None, [1], {}]
-NO_DEPLOYMENTS: list[Any] = [DEPLOYMENT, None, [], [1], [None], {DEPLOYMENT: 1}, [[DEPLOYMENT]]]
+NO_DEPLOYMENTS: list[Any] = [DEPLOYMENT, None, [], [1], [None], {DEPLOYMENT: 1}, [[DEPLOYMENT]], ["\udce9"]]
 
 #: Name, the code that it is refused with, and the text.
 FORGED: dict[str, tuple[str, str]] = {
@@ -253,6 +253,7 @@ FORGED: dict[str, tuple[str, str]] = {
             "a list": ["acme"],
             "of 1,001 characters": "x" * 1001,
             "with a NUL": "ac\x00me",
+            "with half a character": "caf\udce9",
         }.items()
     },
     **{f"trial {value!r}": ("trial", a_license(trial=value)) for value in (1, 0, "true", None, [True])},
@@ -279,6 +280,11 @@ TURNED_AWAY: dict[str, tuple[str, dict[str, Any]]] = {
     "ended a second ago": ("ended", {"nbf": NOW - YEAR, "license_expires": NOW - DAY, "exp": NOW - 1}),
     "ending now": ("ended", {"nbf": NOW - YEAR, "license_expires": NOW - DAY, "exp": NOW}),
     "ended in 1970": ("ended", {"nbf": 0, "license_expires": 0, "exp": 0}),
+    "five years and three days ahead": (
+        "too_far_ahead",
+        {"license_expires": NOW + 5 * YEAR + 3 * DAY, "exp": NOW + 5 * YEAR + 3 * DAY},
+    ),
+    "never": ("never", {"nbf": NOW + 2 * YEAR, "license_expires": NOW + YEAR, "exp": NOW + 2 * YEAR}),
     "six years ahead": ("too_far_ahead", {"license_expires": NOW + 6 * YEAR, "exp": NOW + 6 * YEAR}),
     "as far ahead as a number goes": ("too_far_ahead", {"license_expires": 2**40 - 1, "exp": 2**40 - 1}),
     "for another deployment": ("other_deployment", {"deployment_ids": [JTI]}),
@@ -294,6 +300,10 @@ TAKEN: dict[str, dict[str, Any]] = {
     "without a grace period": {"exp": NOW + YEAR},
     "a year of grace": {"exp": NOW + YEAR + 365 * DAY},
     "five years ahead": {"license_expires": NOW + 5 * YEAR, "exp": NOW + 5 * YEAR},
+    "five years ahead, two of them leap years": {
+        "license_expires": NOW + 5 * YEAR + 2 * DAY,
+        "exp": NOW + 5 * YEAR + 2 * DAY,
+    },
     "a trial": {"trial": True},
     "no trial": {"trial": False},
     "with a remark": {"sub": "for the staging fleet"},
