@@ -92,7 +92,8 @@ _TEXT = """\
 What a fault does to a running server, and how long it took to notice it and to recover from it, without anybody's
 doing. Written by `bench/faults_page.py` from [the figures](figures/faults.json), which the tests measured on real
 servers and a real PostgreSQL ({postgresql}; {cores} cores, Python {python}), under a flood of {probers} probers and
-{callers} API callers at once (two where a worker does one thing at a time). The slowest of the combinations that ran is shown: sync, gthread and gevent with
+{callers} API callers at once (two where a worker does one thing at a time).
+The slowest of the combinations that ran is shown: sync, gthread and gevent with
 `preload_app` on and off. `sync` means one thread, and one worker where the database hangs or is slow.
 
 The database's timeout is 1 s and the heartbeat 0.5 s here. With the defaults (5 s, 5 s) what hangs is noticed
