@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flask import Blueprint, Flask, Response, g, jsonify, request
+from flask import Flask, Response, g, jsonify, request
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
@@ -24,14 +23,13 @@ from database import Failure, Shared, failure
 from database_url import UrlError
 from deadline import ConnectError
 from entitlements import EntitlementsService
+from patience import Patience, Turnstile
 from replicas import Registry
 from settings import Settings
 
 PREFIX, DESCRIPTION = "/api/v2", "/openapi.json"
 #: For how long no request may fail before the log says that they succeed again: some routes only read.
 _QUIET_SECONDS = 5.0
-#: What all operations of one request may take together; and where probes have to wait for it.
-_REQUEST_SECONDS, _ALONE_SECONDS = 2.0, 1.0
 _log = logging.getLogger("readygate.api")
 
 
@@ -43,56 +41,14 @@ class Wiring(Protocol):
     entitlements: EntitlementsService
     registry: Registry
     tokens: Tokens
-
     shared: Shared
-    #: How many requests this worker serves at once; None: any number.
-    threads: int | None
+    patience: Patience
 
-    def stalled(self) -> bool:
-        """Whether the database does not answer, as far as is known."""
-
-    def suspect(self) -> None:
-        """A request got no answer from the database."""
-
-    def took(self, seconds: float) -> None:
-        """A request had to do with the database for so long."""
-
-    def refuses(self) -> str | None:
-        """Why requests that need the database are refused; None: they are not."""
+    def start(self) -> None:
+        """Start the thread, where none runs in this process yet."""
 
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""
-
-
-class Turnstile:
-    """Lets fewer requests in at once than the worker has threads: one is left to answer probes, whatever they wait for.
-
-    A worker with one thread has none to leave; there a slow database is refused instead (Wiring.refuses).
-    """
-
-    def __init__(self, threads: Callable[[], int | None]) -> None:
-        """`threads`: how many the worker has; None: no bound."""
-        self._threads = threads
-        self._inside = 0
-        self._lock = threading.Lock()
-
-    def guard(self, blueprint: Blueprint) -> None:
-        """Let no request of the blueprint's in but through here."""
-        blueprint.before_request(self._enter)
-        blueprint.teardown_request(self._leave)
-
-    def _enter(self) -> None:
-        threads = self._threads()
-        with self._lock:
-            if threads is not None and self._inside >= max(1, threads - 1):
-                raise ServiceUnavailable("too many requests at once; try again in a second", retry_after=1)
-            self._inside += 1
-        g.readygate_inside = True
-
-    def _leave(self, error: BaseException | None) -> None:
-        if g.pop("readygate_inside", False):
-            with self._lock:
-                self._inside -= 1
 
 
 @dataclass(frozen=True)
@@ -101,17 +57,19 @@ class Access:
 
     verify: Verifier
     connect: Callable[[], AbstractContextManager[Connection]]
+    #: Why requests that need the database are refused; None: they are not.
+    refusal: Callable[[], str | None]
     turnstile: Turnstile
 
 
 def access(wiring: Wiring) -> Access:
     """Access by the tokens of the table and READYGATE_ADMIN_TOKEN, over connections that give up soon."""
-    fortune = Fortune()
+    fortune, patience = Fortune(), wiring.patience
 
     @contextmanager
     def connect() -> Iterator[Connection]:
         if "readygate_ends" not in g:
-            g.readygate_ends = time.monotonic() + (_ALONE_SECONDS if wiring.threads == 1 else _REQUEST_SECONDS)
+            g.readygate_ends = time.monotonic() + patience.request_seconds
         began = time.monotonic()
         left = g.readygate_ends - began
         try:
@@ -129,20 +87,28 @@ def access(wiring: Wiring) -> Access:
             fortune.failed(why)
             if isinstance(getattr(error, "orig", None) or error, ConnectError):
                 # Not a word from the server. A wait for the pool, or for a lock, says nothing of it.
-                wiring.suspect()
+                patience.silent()
             raise _unavailable(why) from None
         finally:
-            wiring.took(time.monotonic() - began)
+            patience.took(time.monotonic() - began)
         fortune.succeeded()
+
+    def stalled() -> bool:
+        wiring.start()
+        return patience.stalled()
+
+    def refusal() -> str | None:
+        wiring.start()
+        return patience.refusal()
 
     verifier = Verifier(
         wiring.tokens,
         connect=connect,
         remember_seconds=wiring.settings.heartbeat_seconds,
         admin_token=wiring.settings.current_admin_token,
-        stalled=wiring.stalled,
+        stalled=stalled,
     )
-    return Access(verifier, connect, Turnstile(lambda: wiring.threads))
+    return Access(verifier, connect, refusal, Turnstile(lambda: patience.threads))
 
 
 def register(app: Flask, wiring: Wiring, access: Access) -> None:
@@ -155,14 +121,14 @@ def register(app: Flask, wiring: Wiring, access: Access) -> None:
             guard=guard,
             refresh=wiring.refresh,
             count=wiring.registry.count_aged,
-            stalled=wiring.refuses,
+            stalled=access.refusal,
         ),
         replicas.blueprint(
             wiring.registry,
             connect=connect,
             guard=guard,
             allowed=wiring.entitlements.allowed,
-            stalled=wiring.refuses,
+            stalled=access.refusal,
             refresh=wiring.refresh,
         ),
     )

@@ -28,6 +28,7 @@ from auth import Tokens
 from database_url import Sqlite, parse
 from entitlements import EntitlementsService, KeyFile, LicenseFiles
 from link import Link
+from patience import Patience
 from replicas import Heartbeat, Lease, Policies, Registry, RegistryError, gunicorn
 from settings import Settings
 from version import VERSION
@@ -38,10 +39,6 @@ _MIGRATION_SECONDS = 600.0
 _SWEEP_SECONDS = 3600.0
 #: What a request gives each operation of the database, at most.
 _REQUEST_SECONDS = 1.0
-#: In a worker that does one thing at a time probes wait for a request: a database slower than this gets none.
-_SLOW_SECONDS = 0.05
-#: And where a request itself was held up for longer than this, by a lock say, none follows before a ping and a sync.
-_HELD_UP_SECONDS = 0.25
 #: How soon to look again for a schema that is being made, by this replica or another; and where nobody makes it.
 _SCHEMA_SECONDS, _NO_SCHEMA_SECONDS = 0.2, 1.0
 #: What the log need not say at first.
@@ -108,6 +105,7 @@ class Replica:
             budget=self.shared.budget,
             file=target.path if isinstance(target, Sqlite) else None,
         )
+        self.patience = Patience(self.link)
         self.entitlements = EntitlementsService(
             keys=KeyFile(settings.license_keys_file, settings.license_keys),
             exclude="surplus" if settings.exclude == "surplus" else "all",
@@ -146,12 +144,6 @@ class Replica:
             database.background_engine(url, timeout_seconds=_MIGRATION_SECONDS, connect_seconds=timeout, **common)
         )
         self._files = LicenseFiles(settings.license_files)
-        #: How many requests this worker serves at once; None: any number, as under gevent.
-        self.threads: int | None = None
-        #: When a request last got no answer from the database.
-        self._suspected_at = float("-inf")
-        #: When the database last held a request up, and when a sync last succeeded.
-        self._held_up_at = self._synced_at = float("-inf")
         #: None: not looked at yet.
         self._schema_usable: bool | None = None
         self._next_sweep = float("-inf")
@@ -161,33 +153,6 @@ class Replica:
         """Start the thread, where none runs in this process yet."""
         self.heartbeat.start()
         self.watch.start()
-
-    def stalled(self) -> bool:
-        """Whether the database does not answer, as far as is known: then nobody waits for it."""
-        self.start()
-        answered = self.link.measurement.answered_at
-        return self.link.stalled() or (answered is not None and answered <= self._suspected_at)
-
-    def suspect(self) -> None:
-        """A request got no answer from the database: until the next ping has one, no other request tries."""
-        self._suspected_at = time.monotonic()
-
-    def took(self, seconds: float) -> None:
-        """A request had to do with the database for so long."""
-        if seconds > _HELD_UP_SECONDS:
-            self._held_up_at = time.monotonic()
-
-    def refuses(self) -> str | None:
-        """Why requests that need the database are refused: it is silent, or would keep probes waiting; or None."""
-        if self.stalled():
-            return "database unreachable"
-        if self.threads != 1:
-            return None
-        seen = self.link.measurement
-        # A ping meets no lock, and a sync may have been done just before it became slow: both have to be new.
-        held_up = self._held_up_at > min(self._synced_at, seen.pinged_at)
-        slow = held_up or (seen.latency_seconds is not None and seen.latency_seconds > _SLOW_SECONDS)
-        return "database too slow for a worker that does one thing at a time; use gthread" if slow else None
 
     def refresh(self) -> bool:
         """Have the thread sync now, and wait for that, two seconds at most; whether it did."""
@@ -240,7 +205,7 @@ class Replica:
             self._judge(connection)
             # Only now: tables may be missing, whatever the revision says.
             self._schema_usable = True
-            self._synced_at = time.monotonic()
+            self.patience.synced()
             self._sweep(connection)
         except Exception as error:
             if database.failure(error).of_schema:

@@ -32,8 +32,8 @@ wsgi_app = "app:create_app()"
 bind = f"0.0.0.0:{os.environ.get('PORT') or 8000}"
 workers = int(os.environ.get("WEB_CONCURRENCY") or 2)
 worker_class = "gthread"
-# One of them is left for probes while the others wait for the database (api.Turnstile). `--worker-class sync` needs
-# `--threads 1` beside it: with more, gunicorn takes gthread.
+# One of them is left for probes while the others wait for the database (patience.Turnstile). `--worker-class sync`
+# needs `--threads 1` beside it: with more, gunicorn takes gthread.
 threads = 8
 # A worker that does not answer its master for this long is killed; no request here waits longer for anything.
 timeout = 30
@@ -93,7 +93,7 @@ def post_worker_init(worker):
     """In each worker, after the fork: start the thread that pings, beats and judges."""
     replica = worker.wsgi.extensions["readygate"]
     # Only what serves in threads has a number of them: gevent's requests wait for nobody.
-    replica.threads = {"sync": 1, "gthread": worker.cfg.threads}.get(worker.cfg.worker_class_str)
+    replica.patience.threads = {"sync": 1, "gthread": worker.cfg.threads}.get(worker.cfg.worker_class_str)
     replica.lease.follow_parent(worker.ppid)
     replica.start()
 

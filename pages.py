@@ -51,12 +51,6 @@ class Wiring(Protocol):
     def checks(self) -> Mapping[str, health.Check]:
         """What /readyz asks."""
 
-    def stalled(self) -> bool:
-        """Whether the database does not answer, as far as is known."""
-
-    def refuses(self) -> str | None:
-        """Why requests that need the database are refused; None: they are not."""
-
     def refresh(self) -> bool:
         """Have a sync done and wait for it, not for long; whether it was."""
 
@@ -66,7 +60,7 @@ def register(app: Flask, wiring: Wiring, access: Access) -> None:
     registry, service = wiring.registry, wiring.entitlements
 
     def act(work: Callable[[Connection], Any]) -> None:
-        if why := wiring.refuses():
+        if why := access.refusal():
             raise status.Refused(f"{why}; nothing was changed", status=503)
         try:
             with access.connect() as connection:
@@ -126,8 +120,8 @@ class Watch:
 
     def _read(self) -> str | None:
         """Read the fleet; why that cannot be done now, or None."""
-        if why := self._wiring.refuses():
-            return "it does not answer" if self._wiring.stalled() else why
+        if why := self._access.refusal():
+            return "it does not answer" if why == "database unreachable" else why
         before = self._clock()
         try:
             with self._access.connect() as connection:

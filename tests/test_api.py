@@ -789,7 +789,7 @@ def test_a_request_never_reads_an_sqlite_file_that_was_replaced(sqlite_url: str,
 
 def test_a_request_that_got_no_answer_keeps_the_next_from_trying_until_a_ping_has_one(api: Api) -> None:
     api.json()
-    api.replica.suspect()
+    api.replica.patience.silent()
     assert api.ask(ENTITLEMENTS).status_code == 503
     assert api.replica.link.ping()
     api.json()
@@ -797,7 +797,7 @@ def test_a_request_that_got_no_answer_keeps_the_next_from_trying_until_a_ping_ha
 
 def test_one_thread_is_left_for_probes(small: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     small.json()
-    small.replica.threads = 3
+    small.replica.patience.threads = 3
     inside, free = threading.Semaphore(0), threading.Event()
     read = small.replica.entitlements.read
 
@@ -827,7 +827,7 @@ def test_a_worker_that_does_one_thing_at_a_time_lets_no_slow_database_keep_its_p
     small.replica.heartbeat.stop()
     small.replica.link.measurement = replace(measured, latency_seconds=0.2)
     small.json()
-    small.replica.threads = 1
+    small.replica.patience.threads = 1
     assert small.ask(ENTITLEMENTS).json == {
         "message": "database too slow for a worker that does one thing at a time; use gthread"
     }
@@ -835,7 +835,7 @@ def test_a_worker_that_does_one_thing_at_a_time_lets_no_slow_database_keep_its_p
     small.replica.link.measurement = replace(measured, latency_seconds=0.01)
     small.json()
     # A lock is nothing that a ping meets: a sync does.
-    small.replica.took(0.3)
+    small.replica.patience.took(0.3)
     assert small.replica.link.ping()
     assert small.ask(ENTITLEMENTS).status_code == 503
     small.replica.sync()
