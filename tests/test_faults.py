@@ -516,7 +516,7 @@ def test_a_slow_database_delays_the_exit_by_its_timeout_at_most(proxied: str, pr
             return time.monotonic() - at
 
     usual = farewell(0.0)
-    assert farewell(0.9 * TIMEOUT) < usual + TIMEOUT + 0.5
+    assert farewell(0.45 * TIMEOUT) < usual + TIMEOUT + 0.5
 
 
 def test_calls_at_once_are_all_answered_under_gevent_with_preload(database: str) -> None:
