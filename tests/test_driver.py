@@ -247,7 +247,8 @@ def test_a_name_that_is_none_is_not_resolved(name: str, monkeypatch: pytest.Monk
     assert refusal(5432, host=name) == "name not resolved"
 
 
-def test_a_resolver_that_hangs_is_left_in_time_and_never_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def hanging(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[Any]]:
+    """A system's resolver that hangs until it is freed, and what it was asked."""
     free, asked = threading.Event(), []
 
     def hang(*args: Any, **options: Any) -> Any:
@@ -256,6 +257,11 @@ def test_a_resolver_that_hangs_is_left_in_time_and_never_twice(monkeypatch: pyte
         raise socket.gaierror(socket.EAI_AGAIN, "")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
+    return free, asked
+
+
+def test_a_resolver_that_hangs_is_left_in_time_and_never_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, asked = hanging(monkeypatch)
     connector = Connector(lambda: target(5432, host="db"), timeout_seconds=TIMEOUT)
     started = time.monotonic()
     with pytest.raises(ConnectError, match="name not resolved"):
@@ -354,14 +360,7 @@ def test_a_server_that_hangs_up_on_the_question_for_tls_is_a_lost_connection(mod
 
 
 def test_one_resolver_serves_all_that_connect_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    free, asked = threading.Event(), []
-
-    def hang(*args: Any, **options: Any) -> Any:
-        asked.append(args)
-        free.wait(10)
-        raise socket.gaierror(socket.EAI_AGAIN, "")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    free, asked = hanging(monkeypatch)
     resolve = Resolver()
     for _ in range(3):
         connector = Connector(lambda: target(5432, host="db"), timeout_seconds=TIMEOUT, resolve=resolve)
